@@ -1,0 +1,162 @@
+"""The tools a model may call, and what it reads when a call goes wrong."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minnow.agent.calls import Call, CallError, check_name, parse_expression
+from minnow.agent.index import SearchIndex
+from minnow.errors import UserError
+from minnow.tasks.tools import CALCULATOR_SCHEMA, SEARCH_HITS, SEARCH_SCHEMA, format_hits
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+}
+MAX_EXPRESSION = 500
+MAX_BITS = 1024
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function the model may call.
+
+    Attributes:
+        parameters: JSON type of each argument by name; all are required.
+        function: gets the arguments by name and returns text. A :class:`CallError` it raises is read by the model.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, str]
+    function: Callable[..., str]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        unknown = set(self.parameters.values()) - _TYPES.keys()
+        if unknown:
+            raise ValueError(f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(_TYPES)}")
+
+    def schema(self) -> dict[str, Any]:
+        """What stands in the system turn: as few tokens as a small model needs."""
+        return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+def call_tool(tools: Sequence[Tool], call: Call, max_characters: int) -> tuple[str, bool]:
+    """Make a call: the text for the model, cut to ``max_characters``, and whether the call worked.
+
+    Whatever goes wrong inside a tool becomes text the model can act on. Only a :class:`UserError` passes through: then
+    it is the set-up that is broken (a damaged index, say), and no other call would help.
+    """
+    try:
+        tool = _find(tools, call.name)
+        text, worked = str(tool.function(**_checked(tool, call.arguments))), True
+    except UserError:
+        raise
+    except CallError as error:
+        text, worked = f"error: {error}", False
+    except Exception as error:
+        text, worked = f"error: {call.name} failed ({type(error).__name__}: {error}).", False
+    return (text if len(text) <= max_characters else text[: max_characters - 1] + "…"), worked
+
+
+def search_tool(index: SearchIndex) -> Tool:
+    """``search(query)``: the best pages of ``index``, in the words the pocket world trains on."""
+    return Tool(
+        "search",
+        "find pages of the encyclopaedia",
+        SEARCH_SCHEMA["parameters"],
+        lambda query: format_hits(index.search(query, SEARCH_HITS)),
+    )
+
+
+def calculator_tool() -> Tool:
+    """``calculator(expression)``: exact integers, floats to 10 digits; see :func:`calculate`."""
+    return Tool("calculator", "evaluate an arithmetic expression", CALCULATOR_SCHEMA["parameters"], calculate)
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+def calculate(expression: str) -> str:
+    """The value of an expression of numbers, ``+ - * / // % **`` and parentheses.
+
+    Raises:
+        CallError: anything else in the expression, a division by zero, or a value of more than ``MAX_BITS`` bits.
+    """
+    if len(expression) > MAX_EXPRESSION:
+        raise CallError(f"the expression is longer than {MAX_EXPRESSION} characters; split it up.")
+    try:
+        value = _evaluate(parse_expression(expression.strip()))
+    except CallError:
+        raise
+    except ZeroDivisionError as error:
+        raise CallError("division by zero.") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise CallError("the expression cannot be read; use numbers, + - * / // % ** and parentheses.") from error
+    except OverflowError as error:
+        raise CallError("the value is too large.") from error
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return str(value) if isinstance(value, int) else f"{value:.10g}"
+
+
+def _evaluate(node: ast.expr) -> int | float:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = node.value
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        value = _evaluate(node.operand)
+        value = -value if isinstance(node.op, ast.USub) else value
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        if isinstance(node.op, ast.Pow) and abs(left) > 1 and abs(right) * math.log2(abs(left)) > MAX_BITS:
+            raise CallError("the value is too large.")
+        value = _OPERATORS[type(node.op)](left, right)
+    else:
+        raise CallError("only numbers, + - * / // % ** and parentheses may stand in an expression.")
+    if isinstance(value, complex):
+        raise CallError("the value is not a real number.")
+    if (isinstance(value, int) and value.bit_length() > MAX_BITS) or not math.isfinite(value):
+        raise CallError("the value is too large.")
+    return value
+
+
+def _find(tools: Sequence[Tool], name: str) -> Tool:
+    for tool in tools:
+        if tool.name == name:
+            return tool
+    offered = ", ".join(tool.name for tool in tools)
+    raise CallError(f"there is no tool {name}; " + (f"the tools are: {offered}." if offered else "answer without tools."))
+
+
+def _checked(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
+    signature = f"{tool.name}({', '.join(f'{name}: {kind}' for name, kind in tool.parameters.items())})"
+    if arguments.keys() != tool.parameters.keys():
+        raise CallError(f"the arguments do not fit; the tool is {signature}.")
+    checked = {}
+    for name, kind in tool.parameters.items():
+        value = arguments[name]
+        # calculator(expression=7) is plain enough to be understood
+        if kind == "string" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            raise CallError(f"argument {name} must be of type {kind}; the tool is {signature}.")
+        checked[name] = value
+    return checked

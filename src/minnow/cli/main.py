@@ -1,0 +1,105 @@
+"""Find the command, run it, and turn what goes wrong into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minnow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command's function is and what it does in one line.
+
+    Attributes:
+        function: ``module:function``; imported only when the command is asked for, so that ``minnow --help`` is quick.
+            Its signature becomes the flags (tyro), its docstring the help; it returns an exit code or None for 0.
+    """
+
+    function: str
+    summary: str
+
+
+# Every command registers here: its words (one, or two for a group) and its place in minnow/cli/<group>.py.
+COMMANDS: dict[str, Command] = {
+    "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input or a full disk, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "stopped", getattr(error, "exit_code", 130))
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        return _fail(
+            f"the disk is full ({error}); free some space, then run the same command again "
+            "(what was finished before is untouched)",
+            2,
+        )
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"minnow {version('minnow')}\n")
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return _call(name, words[length:])
+    members = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if members and (len(words) == 1 or words[1] in ("-h", "--help")):
+        sys.stdout.write(_help(members))
+        return 0 if len(words) > 1 else 2
+    from minnow.recipe.mapping import nearest
+
+    asked = " ".join(words[:2]) if members else words[0]
+    raise UserError(f"there is no command 'minnow {asked}'; {nearest(asked, members or COMMANDS)}")
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    module, _, function = COMMANDS[name].function.partition(":")
+    command = getattr(importlib.import_module(module), function)
+    code = tyro.cli(command, prog=f"minnow {name}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return int(code or 0)
+
+
+def _help(names: Sequence[str] = ()) -> str:
+    shown = list(names or COMMANDS)
+    width = max(map(len, shown)) + 2
+    lines = ["usage: minnow COMMAND [--help] ...", "", "Small language models for the edge, from recipe to report.", ""]
+    lines += [f"  {name:<{width}}{COMMANDS[name].summary}" for name in shown]
+    return "\n".join([*lines, "", "minnow COMMAND --help tells a command's flags."]) + "\n"
+
+
+def _fail(sentence: str, code: int) -> int:
+    sys.stderr.write(f"minnow: {sentence}\n")
+    return code
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether ``error`` or what caused it is a full disk; safetensors reports that in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

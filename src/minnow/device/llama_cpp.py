@@ -1,0 +1,242 @@
+"""llama.cpp in a process of its own: load a GGUF file, tokenize, score, generate, time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+import minnow
+from minnow.errors import UserError
+from minnow.loops import Loop
+
+_GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores of one sequence of ``n`` ids; every array has ``n - 1`` entries, natural logarithms."""
+
+    best: np.ndarray
+    best_log_prob: np.ndarray
+    next_log_prob: np.ndarray
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer; ``finish`` is "stop" (``tokens`` then ends with the stop token), "length" or "loop".
+
+    ``log_probs`` are the network's own (temperature 1), natural logarithms.
+    """
+
+    tokens: list[int]
+    log_probs: list[float]
+    finish: str
+    loop: Loop | None = None
+
+
+class LlamaCpp:
+    """A worker process with one GGUF file loaded; use it as a context manager.
+
+    Args:
+        file: the GGUF file.
+        n_ctx: positions per sequence (prompt and answer together).
+        threads: threads of llama.cpp, for prefill and decode alike. One is fastest for networks of a few million
+            parameters, and safest where other processes hold cores.
+        kv: element type of the attention cache, "f16" (llama.cpp's default) or "f32" (for parity).
+        sequences: prompts answered at once by :meth:`generate`.
+
+    Raises:
+        UserError: ``xllamacpp`` is missing or of another interface, the file is missing, cut short or of a network
+            llama.cpp does not run, or the worker died.
+    """
+
+    def __init__(self, file: Path, n_ctx: int = 2048, threads: int = 1, kv: str = "f16", sequences: int = 1) -> None:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; give a .gguf file written by 'minnow export'")
+        with file.open("rb") as head:
+            if head.read(4) != _GGUF_MAGIC:
+                raise UserError(f"{file} is not a GGUF file; give a .gguf file written by 'minnow export'")
+        self.file, self.n_ctx, self.sequences = file, n_ctx, sequences
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+        root = str(Path(minnow.__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "minnow.device.llama_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            # Ctrl-C is for the parent, which then closes the worker.
+            start_new_session=True,
+        )
+        try:
+            #: load_seconds, peak_rss_before_bytes, vocab_size, eos, version, system_info
+            self.info: dict[str, Any] = self._ask(
+                "load", file=str(file), n_ctx=n_ctx, threads=threads, kv=kv, sequences=sequences
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End the worker."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            try:
+                if stream is not None:
+                    stream.close()
+            except BrokenPipeError:
+                pass
+        self._log.close()
+
+    def tokenize(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids llama.cpp gives each text, BOS included if the file asks for one; ``special``: read special tokens."""
+        return self._ask("tokenize", texts=list(texts), special=special)
+
+    def score(self, ids: Sequence[int]) -> Scores:
+        """Score every token of ``ids`` after the first, given those before it.
+
+        Raises:
+            UserError: more ids than ``n_ctx``, or ids outside the vocabulary.
+        """
+        self._check(ids, room=0)
+        answer = self._ask("score", ids=list(ids))
+        return Scores(
+            np.asarray(answer["best"], np.int64),
+            np.asarray(answer["best_log_prob"]),
+            np.asarray(answer["next_log_prob"]),
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[int] | None = None,
+        ids_in_use: int | None = None,
+        stop_on_loop: bool = False,
+    ) -> list[Generated]:
+        """Answer each prompt, greedily at temperature 0; the draw of prompt ``i`` depends on ``(seed, i)`` alone.
+
+        Args:
+            stop: ids that end an answer; the file's end token by default.
+            ids_in_use: ids from here on (rows that only pad the embedding) are never drawn.
+            stop_on_loop: end an answer as soon as a loop is certain.
+
+        Raises:
+            UserError: an empty prompt, or one that leaves no room for an answer within ``n_ctx``.
+        """
+        for prompt in prompts:
+            self._check(prompt, room=1)
+        answers = self._ask(
+            "generate",
+            prompts=[list(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=[self.info["eos"]] if stop is None else list(stop),
+            ids_in_use=self.info["vocab_size"] if ids_in_use is None else ids_in_use,
+            stop_on_loop=stop_on_loop,
+        )
+        return [
+            Generated(each["tokens"], each["log_probs"], each["finish"], Loop(**each["loop"]) if each["loop"] else None)
+            for each in answers
+        ]
+
+    def time_prefill(self, ids: Sequence[int]) -> dict[str, float]:
+        """``prefill_ms`` (the prompt alone) and ``ttft_ms`` (until the first greedy token) on an empty context."""
+        self._check(ids, room=0)
+        return self._ask("time_prefill", ids=list(ids))
+
+    def time_decode(self, ids: Sequence[int], n: int) -> list[float]:
+        """Milliseconds of each of ``n`` greedy tokens after the prompt ``ids``; the end token does not end it."""
+        self._check(ids, room=n)
+        return self._ask("time_decode", ids=list(ids), n=n)["ms"]
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory the worker ever held, Python itself included."""
+        return self._ask("memory")["peak_rss_bytes"]
+
+    def _check(self, ids: Sequence[int], room: int) -> None:
+        if not ids:
+            raise UserError("a prompt of no tokens cannot be run; start it with <|startoftext|>")
+        if len(ids) + room > self.n_ctx:
+            raise UserError(f"{len(ids)} tokens do not fit the context of {self.n_ctx}; shorten them or raise n_ctx")
+        if min(ids) < 0 or max(ids) >= self.info["vocab_size"]:
+            raise UserError(
+                f"token ids must lie in 0..{self.info['vocab_size'] - 1} for {self.file.name}; "
+                "these come from another tokenizer, use the one exported with the file"
+            )
+
+    def _ask(self, op: str, **arguments: Any) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except (BrokenPipeError, ValueError):
+            line = ""
+        if not line:
+            raise UserError(self._obituary(op))
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["ok"]
+        if answer["kind"] == "UnknownLayout":
+            raise UserError(
+                f"this build of xllamacpp has another interface than Minnow knows ({answer['error']}); "
+                'run: pip install "minnow[export]" to get a known one'
+            )
+        if op == "load":
+            raise UserError(
+                f"{self.file} could not be loaded: {self._complaint() or answer['error']}; "
+                "if the file was cut short, export the checkpoint again"
+            )
+        raise UserError(f"llama.cpp could not {op.replace('_', ' ')} with {self.file.name}: {answer['error']}")
+
+    def _obituary(self, op: str) -> str:
+        code = self._process.wait()
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        complaint = self._complaint()
+        return (
+            f"llama.cpp died ({reason}) during '{op}' on {self.file}{': ' + complaint if complaint else ''}; "
+            "start it again, and export the checkpoint again if it dies once more"
+        )
+
+    def _complaint(self) -> str:
+        """The line of llama.cpp's log that says what went wrong, if there is one."""
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").splitlines()
+        telling = [line for line in lines if re.search(r"GGML_ASSERT|error|Error|failed", line)]
+        return telling[0].strip() if telling else ""

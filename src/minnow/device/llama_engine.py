@@ -1,0 +1,77 @@
+"""A GGUF file as a generation engine, so that the exported file itself can be measured on tasks and loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from minnow.data.tokenizer import Tokenizer
+from minnow.device.llama_cpp import LlamaCpp
+from minnow.rollout.records import Prompt, Rollout, Sampling
+
+_CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
+
+
+class LlamaEngine:
+    """Answers prompts with llama.cpp (:class:`minnow.rollout.records.Engine`); use it as a context manager.
+
+    Args:
+        file: the GGUF file.
+        tokenizer: the one it was exported with.
+        rows: prompts answered at once.
+        threads: of llama.cpp.
+    """
+
+    def __init__(self, file: Path, tokenizer: Tokenizer, rows: int = 16, threads: int = 1) -> None:
+        self.file, self.tokenizer, self.rows, self.threads = file, tokenizer, rows, threads
+        self._llama: LlamaCpp | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker; the next :meth:`generate` starts another."""
+        if self._llama is not None:
+            self._llama.close()
+            self._llama = None
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """Answer every prompt; results come in the order of ``prompts``.
+
+        Raises:
+            UserError: an empty prompt, ids of another tokenizer, or as :class:`LlamaCpp`.
+        """
+        if not prompts:
+            return []
+        needed = max(len(ids) for _, ids in prompts) + sampling.max_new_tokens
+        answers = self._worker(needed).generate(
+            [ids for _, ids in prompts],
+            sampling.max_new_tokens,
+            sampling.temperature,
+            sampling.seed,
+            stop=[self.tokenizer.eos_id],
+            ids_in_use=self.tokenizer.vocab_size,
+            stop_on_loop=sampling.stop_on_loop,
+        )
+        rollouts = []
+        for (name, ids), answer in zip(prompts, answers, strict=True):
+            body = answer.tokens[:-1] if answer.finish == "stop" else answer.tokens
+            text = self.tokenizer.decode(body, keep_special=True)
+            rollouts.append(
+                Rollout(name, ids, answer.tokens, text, answer.finish, sampling, answer.log_probs, answer.loop)
+            )
+        return rollouts
+
+    def _worker(self, positions: int) -> LlamaCpp:
+        if self._llama is None or self._llama.n_ctx < positions:
+            self.close()
+            n_ctx = -(-positions // _CONTEXT_STEP) * _CONTEXT_STEP
+            self._llama = LlamaCpp(self.file, n_ctx, self.threads, sequences=self.rows)
+        return self._llama

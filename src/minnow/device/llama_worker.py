@@ -1,0 +1,237 @@
+"""Worker process around llama.cpp: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+Run as ``python -m minnow.device.llama_worker`` by :class:`minnow.device.llama_cpp.LlamaCpp`. An assertion inside
+llama.cpp ends this process and nothing else. What llama.cpp writes to stdout or stderr goes to stderr.
+
+A request is ``{"op": name, ...arguments}``; an answer is ``{"ok": ...}`` or ``{"error": sentence, "kind": kind}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minnow.loops import Loop, LoopWatch
+
+if TYPE_CHECKING:
+    from minnow.device.llama_cpp_api import Llama
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis, in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held (VmHWM, or ru_maxrss where there is no /proc)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class _Slot:
+    """One prompt being answered."""
+
+    index: int
+    position: int
+    random: np.random.Generator
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    loop: Loop | None = None
+
+
+def _finish(slot: _Slot, stops: set[int], max_new_tokens: int, n_ctx: int) -> str | None:
+    if slot.tokens[-1] in stops:
+        return "stop"
+    if slot.loop is not None:
+        return "loop"
+    return "length" if len(slot.tokens) >= max_new_tokens or slot.position >= n_ctx else None
+
+
+class Worker:
+    """The operations; every public method is one."""
+
+    def __init__(self) -> None:
+        self._llama: Llama | None = None
+
+    @property
+    def llama(self) -> Llama:
+        if self._llama is None:
+            raise ValueError("no file is loaded")
+        return self._llama
+
+    def load(self, file: str, n_ctx: int, threads: int, kv: str, sequences: int) -> dict[str, Any]:
+        from minnow.device.llama_cpp_api import Llama
+
+        before = peak_rss_bytes()
+        start = time.perf_counter()
+        self._llama = Llama(file, n_ctx, sequences, threads, kv)
+        seconds = time.perf_counter() - start
+        return {
+            "load_seconds": seconds,
+            "peak_rss_before_bytes": before,
+            "vocab_size": self._llama.vocab_size,
+            "eos": self._llama.eos,
+            "version": self._llama.version,
+            "system_info": self._llama.system_info,
+        }
+
+    def memory(self) -> dict[str, int]:
+        return {"peak_rss_bytes": peak_rss_bytes()}
+
+    def tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
+        return [self.llama.tokenize(text, special) for text in texts]
+
+    def score(self, ids: list[int]) -> dict[str, list[Any]]:
+        """Teacher-forced: for every position but the last, the likeliest next id and log-probabilities."""
+        self.llama.clear()
+        tokens = np.asarray(ids, np.int32)
+        best, best_log_prob, next_log_prob = [], [], []
+        for start in range(0, len(tokens) - 1, self.llama.n_batch):
+            end = min(start + self.llama.n_batch, len(tokens) - 1)
+            span = np.arange(start, end)
+            logits = self.llama.decode(tokens[span], span, np.zeros(len(span)), np.ones(len(span), bool))
+            log_probs = log_softmax(logits)
+            top = log_probs.argmax(axis=-1)
+            best += top.tolist()
+            best_log_prob += np.take_along_axis(log_probs, top[:, None], 1)[:, 0].tolist()
+            next_log_prob += np.take_along_axis(log_probs, tokens[span + 1][:, None], 1)[:, 0].tolist()
+        return {"best": best, "best_log_prob": best_log_prob, "next_log_prob": next_log_prob}
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        stop: list[int],
+        ids_in_use: int,
+        stop_on_loop: bool,
+    ) -> list[dict[str, Any]]:
+        """Answer every prompt, as many at once as there are sequences; the stop token is the answer's last."""
+        llama, stops = self.llama, set(stop)
+        llama.clear()
+        watch = LoopWatch(llama.sequences) if stop_on_loop else None
+        answers: list[dict[str, Any]] = [{} for _ in prompts]
+        waiting = deque(range(len(prompts)))
+        slots: dict[int, _Slot] = {}
+        while waiting or slots:
+            for row in range(llama.sequences):
+                if row not in slots and waiting:
+                    index = waiting.popleft()
+                    slots[row] = _Slot(index, len(prompts[index]), np.random.default_rng([seed, index]))
+                    llama.forget(row)
+                    if watch is not None:
+                        watch.reset(row)
+                    logits = self._prefill(np.asarray(prompts[index], np.int32), row)
+                    self._sample({row: slots[row]}, logits[:, :ids_in_use], temperature, watch)
+            for row, slot in list(slots.items()):
+                finish = _finish(slot, stops, max_new_tokens, llama.n_ctx)
+                if finish is not None:
+                    loop = asdict(slot.loop) if slot.loop is not None else None
+                    answers[slot.index] = {
+                        "tokens": slot.tokens,
+                        "log_probs": slot.log_probs,
+                        "finish": finish,
+                        "loop": loop,
+                    }
+                    del slots[row]
+            # A row that has just come free is filled before the next step, so that steps stay wide.
+            if slots and not (waiting and len(slots) < llama.sequences):
+                rows = np.fromiter(slots, np.int32)
+                last = np.array([slot.tokens[-1] for slot in slots.values()])
+                positions = np.array([slot.position for slot in slots.values()])
+                logits = llama.decode(last, positions, rows, np.ones(len(rows), bool))
+                self._sample(slots, logits[:, :ids_in_use], temperature, watch)
+                for slot in slots.values():
+                    slot.position += 1
+        return answers
+
+    def _prefill(self, tokens: np.ndarray, row: int) -> np.ndarray:
+        """Run a prompt into one row; logits ``[1, vocab]`` after its last token."""
+        logits = np.empty((0, self.llama.vocab_size), np.float32)
+        for start in range(0, len(tokens), self.llama.n_batch):
+            span = np.arange(start, min(start + self.llama.n_batch, len(tokens)))
+            logits = self.llama.decode(tokens[span], span, np.full(len(span), row), span == len(tokens) - 1)
+        return logits
+
+    def _sample(self, slots: dict[int, _Slot], logits: np.ndarray, temperature: float, watch: LoopWatch | None) -> None:
+        """Append one token to every slot; its log-probability is the network's own, at temperature 1."""
+        log_probs = log_softmax(logits)
+        cumulative = np.exp(log_softmax(logits / temperature)).cumsum(-1) if temperature > 0 else None
+        for place, slot in enumerate(slots.values()):
+            if cumulative is None:
+                token = int(log_probs[place].argmax())
+            else:
+                # The last entry misses 1 by rounding; scaling by it keeps the draw inside the vocabulary.
+                wanted = slot.random.random() * cumulative[place, -1]
+                token = int(np.searchsorted(cumulative[place], wanted, side="right"))
+            slot.tokens.append(token)
+            slot.log_probs.append(float(log_probs[place, token]))
+        if watch is not None:
+            tokens = np.zeros(self.llama.sequences, np.int64)
+            active = np.zeros(self.llama.sequences, bool)
+            rows = list(slots)
+            tokens[rows], active[rows] = [slot.tokens[-1] for slot in slots.values()], True
+            for row, loop in watch.push(tokens, active).items():
+                slots[row].loop = loop
+
+    def time_prefill(self, ids: list[int]) -> dict[str, float]:
+        """Milliseconds for the prompt alone and until its greedy next token is known."""
+        self.llama.clear()
+        tokens = np.asarray(ids, np.int32)
+        start = time.perf_counter()
+        logits = self._prefill(tokens, 0)
+        prompt = time.perf_counter()
+        logits[0].argmax()
+        return {"prefill_ms": 1e3 * (prompt - start), "ttft_ms": 1e3 * (time.perf_counter() - start)}
+
+    def time_decode(self, ids: list[int], n: int) -> dict[str, list[float]]:
+        """Milliseconds for each of ``n`` greedy tokens after the prompt ``ids``; the end token is ignored."""
+        self.llama.clear()
+        token = int(self._prefill(np.asarray(ids, np.int32), 0)[0].argmax())
+        row, wanted, times = np.zeros(1), np.ones(1, bool), []
+        for position in range(len(ids), len(ids) + n):
+            start = time.perf_counter()
+            token = int(self.llama.decode(np.array([token]), np.array([position]), row, wanted)[0].argmax())
+            times.append(1e3 * (time.perf_counter() - start))
+        return {"ms": times}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        operation: Callable[..., Any] = getattr(worker, request.pop("op"))
+        try:
+            answer: dict[str, Any] = {"ok": operation(**request)}
+        except Exception as error:  # noqa: BLE001  the parent makes a sentence of it; this process goes on answering
+            answer = {"error": str(error), "kind": type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Task scores and doom-loop rates of any engine, each with its interval and its settings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minnow.data.tokenizer import Tokenizer
+from minnow.loops import Rate
+from minnow.rollout.records import Engine, Rollout, Sampling
+from minnow.tasks import Example, Score, verify, verify_call
+
+CALL_TASKS = ("search", "calculator")
+"""Tasks whose first answer is a tool call; the whole conversation is the agent's business."""
+
+
+def answer(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], sampling: Sampling) -> list[Rollout]:
+    """One rollout per example, in order."""
+    return engine.generate([(e.id, tokenizer.prompt(e.messages, e.tools)) for e in examples], sampling)
+
+
+def score(example: Example, rollout: Rollout) -> Score:
+    """The verifier's word on one answer; an answer that loops or never ends earns nothing."""
+    if rollout.finish_reason != "stop":
+        return Score(0.0, False, "loops" if rollout.finish_reason == "loop" else "does not end")
+    return verify_call(example, rollout.text) if example.task in CALL_TASKS else verify(example, rollout.text)
+
+
+@dataclass
+class TaskScores:
+    """Share of correct answers by task, and their unweighted mean."""
+
+    rates: dict[str, Rate]
+
+    @property
+    def mean(self) -> float:
+        return sum(rate.rate for rate in self.rates.values()) / max(1, len(self.rates))
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        return {task: rate.as_dict() for task, rate in self.rates.items()}
+
+
+def score_tasks(
+    engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], max_new_tokens: int, seed: int = 0
+) -> TaskScores:
+    """Greedy answers to ``examples``, scored by their verifiers."""
+    rollouts = answer(engine, tokenizer, examples, Sampling(0.0, max_new_tokens, seed))
+    return tally(examples, rollouts)
+
+
+def tally(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> TaskScores:
+    """Correct answers by task."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for example, rollout in zip(examples, rollouts, strict=True):
+        right[example.task].append(score(example, rollout).correct)
+    return TaskScores({task: Rate(sum(values), len(values)) for task, values in right.items()})
+
+
+@dataclass
+class LoopRates:
+    """Doom-loop rate of one temperature and token budget, with the truncations that are not loops."""
+
+    temperature: float
+    max_new_tokens: int
+    overall: Rate
+    truncated: int
+    by_task: dict[str, Rate]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            **self.overall.as_dict(),
+            "truncated": self.truncated,
+            "by_task": {task: rate.as_dict() for task, rate in self.by_task.items()},
+        }
+
+
+def loop_rates(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> LoopRates:
+    """Count the rollouts that end in a loop."""
+    by_task: dict[str, list[bool]] = defaultdict(list)
+    for example, rollout in zip(examples, rollouts, strict=True):
+        by_task[example.task].append(rollout.finish_reason == "loop")
+    loops = sum(map(sum, by_task.values()))
+    sampling = rollouts[0].sampling
+    return LoopRates(
+        sampling.temperature,
+        sampling.max_new_tokens,
+        Rate(loops, len(rollouts)),
+        sum(rollout.finish_reason == "length" for rollout in rollouts),
+        {task: Rate(sum(flags), len(flags)) for task, flags in sorted(by_task.items())},
+    )
+
+
+def measure_loops(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    seed: int = 0,
+) -> tuple[list[LoopRates], list[dict[str, Any]], list[Rollout]]:
+    """Doom-loop rate at each temperature.
+
+    Returns:
+        The rates; a few loops spelled out, one per task first; and the rollouts of the first temperature.
+    """
+    rates, shown, first = [], [], []
+    for temperature in temperatures:
+        sampling = Sampling(temperature, max_new_tokens, seed)
+        rollouts = answer(engine, tokenizer, examples, sampling)
+        first = first or rollouts
+        rates.append(loop_rates(examples, rollouts))
+        shown += loop_examples(tokenizer, examples, rollouts)
+    return rates, shown[:8], first
+
+
+def loop_examples(
+    tokenizer: Tokenizer, examples: Sequence[Example], rollouts: Sequence[Rollout], most: int = 4
+) -> list[dict[str, Any]]:
+    """Looping answers as text with the onset marked, a different task each where there are several."""
+    found: dict[str, dict[str, Any]] = {}
+    for example, rollout in zip(examples, rollouts, strict=True):
+        if rollout.loop is None or example.task in found:
+            continue
+        before = tokenizer.decode(rollout.token_ids[: rollout.loop.onset], keep_special=True)
+        found[example.task] = {
+            "task": example.task,
+            "prompt": example.messages[-1]["content"],
+            "text": rollout.text,
+            "onset_character": len(before),
+            "kind": rollout.loop.kind,
+            "period": rollout.loop.period,
+            "copies": rollout.loop.copies,
+            "temperature": rollout.sampling.temperature,
+        }
+    return list(found.values())[:most]
+
+

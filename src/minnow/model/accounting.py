@@ -1,0 +1,56 @@
+"""Where the parameters sit, what a token costs, what a context holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minnow.model.config import ATTENTION, CONV, ModelConfig
+
+
+def parameter_parts(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part; the tied embedding is counted once."""
+    d, kernel = config.hidden_size, config.conv_kernel
+    convs = config.layer_types.count(CONV)
+    attentions = config.layer_types.count(ATTENTION)
+    q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "embedding": config.vocab_size * d,
+        "attention": attentions * (2 * d * q_width + 2 * d * kv_width + 2 * config.head_dim),
+        "conv": convs * (4 * d * d + d * kernel),
+        "mlp": config.num_layers * 3 * d * config.intermediate_size,
+        "norms": d + config.num_layers * 2 * d,
+    }
+
+
+def flops_per_token(config: ModelConfig, context: int) -> float:
+    """Training FLOPs per token, forward and backward: 6 per weight that multiplies, plus attention scores.
+
+    Args:
+        context: positions a query sees on average (half the row for plain causal attention).
+    """
+    parts = parameter_parts(config)
+    weights = sum(parts.values()) - parts["norms"]
+    scores = config.layer_types.count(ATTENTION) * 2 * config.num_heads * config.head_dim * context
+    return 6.0 * (weights + scores)
+
+
+def state_bytes(config: ModelConfig, context: int, bytes_per_value: int = 2) -> dict[str, int]:
+    """Decode state of one sequence in bytes: fixed for convolutions, growing with ``context`` for attention."""
+    conv = config.layer_types.count(CONV) * config.hidden_size * config.conv_kernel
+    kv = config.layer_types.count(ATTENTION) * 2 * config.num_kv_heads * config.head_dim * context
+    return {"conv": conv * bytes_per_value, "kv": kv * bytes_per_value}
+
+
+def accounting(config: ModelConfig, contexts: tuple[int, ...] = (4096, 32_768)) -> dict[str, Any]:
+    """All of it as one document: parts, shares, FLOPs per token, weight and state bytes."""
+    parts = parameter_parts(config)
+    total = sum(parts.values())
+    return {
+        "total": total,
+        "parts": parts,
+        "shares": {name: count / total for name, count in parts.items()},
+        "non_embedding": total - parts["embedding"],
+        "flops_per_token": {str(context): flops_per_token(config, context // 2) for context in contexts},
+        "weight_bytes": {"bf16": 2 * total, "q8_0": total * 34 // 32, "q4_0": total * 18 // 32},
+        "state_bytes": {str(context): state_bytes(config, context) for context in contexts},
+    }

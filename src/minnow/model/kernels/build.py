@@ -1,0 +1,148 @@
+"""Compiles ``kernels.c`` on first use, once per source, compiler and processor, and loads it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_CODES = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
+# Arguments after the leading thread count: p pointer, l long, f float.
+_SIGNATURES = {
+    "rms_norm_forward": "llppppfpp",
+    "rms_norm_backward": "lllpppppppp",
+    "swiglu_forward": "llpp",
+    "swiglu_backward": "llppp",
+    "short_conv_forward": "llllppppp",
+    "short_conv_backward": "llllpppppppp",
+    "norm_rope_forward": "lllllppppfp",
+    "norm_rope_backward": "llllllppppfpppp",
+    "attention_forward": "lllllplplplpppp",
+    "attention_backward": "lllllplplplpppppppp",
+    "cross_entropy": "llppppp",
+    "accumulate": "lpp",
+    "adamw": "lppppppfffffff",
+    "sum_squares": "lppp",
+}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The loaded library, or None, and a line that says what runs and why."""
+
+    library: ctypes.CDLL | None
+    description: str
+
+
+@functools.cache
+def load() -> Kernels:
+    """Compile if needed and load; never raises for a machine that cannot, the description then says why.
+
+    ``MINNOW_KERNELS=torch`` in the environment asks for plain torch.
+    """
+    if os.environ.get("MINNOW_KERNELS") == "torch":
+        return Kernels(None, "pure torch: MINNOW_KERNELS=torch")
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None or shutil.which(compiler) is None:
+        return Kernels(None, "pure torch: no C compiler found")
+    openmp = _loaded_openmp()
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        library = ctypes.CDLL(str(_compiled(compiler, version, openmp is not None)))
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr or "").strip().splitlines()
+        return Kernels(None, f"pure torch: {compiler} failed: {reason[0] if reason else error}")
+    except OSError as error:
+        return Kernels(None, f"pure torch: {error}")
+    for name, codes in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_int, *(_CODES[code] for code in codes)]
+        function.restype = None
+    library.sum_squares.restype = ctypes.c_double
+    library.document_starts.argtypes = [_LONG, _LONG, _POINTER, _POINTER]
+    library.document_starts.restype = None
+    for name in ("short_conv_blocks", "attention_scratch", "short_conv_scratch"):
+        function = getattr(library, name)
+        function.argtypes = [_LONG] if name == "short_conv_scratch" else [_LONG, _LONG]
+        function.restype = _LONG
+    number = re.search(r"\d+\.\d+(\.\d+)?", version)
+    threads = "OpenMP of torch" if openmp else "one thread"
+    return Kernels(
+        library,
+        f"fused C ({Path(compiler).name} {number[0] if number else '?'}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {threads})",
+    )
+
+
+def _loaded_openmp() -> str | None:
+    """Make the OpenMP runtime that torch has loaded visible to our library and return its path.
+
+    Linking a runtime of our own would start a second pool of threads that fights with torch's for the cores.
+    """
+    try:
+        mapped = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    found = re.search(r"/\S*lib(?:gomp|iomp5)\S*\.so\S*", mapped)
+    if found is None:
+        return None
+    ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+    return found[0]
+
+
+def _compiled(compiler: str, version: str, openmp: bool) -> Path:
+    """Path of the shared library for this source, compiler and processor."""
+    flags = list(_FLAGS)
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mprefer-vector-width=512")
+    flags.append("-fopenmp" if openmp else "-fopenmp-simd")
+    key = hashlib.sha256()
+    for part in (SOURCE.read_bytes(), compiler.encode(), version.encode(), " ".join(flags).encode(), _processor()):
+        key.update(part + b"\0")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow" / key.hexdigest()[:16]
+    target = folder / "kernels.so"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory() as scratch:
+        built, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(built)])
+        # No -fopenmp here: the OpenMP symbols are to be those of the runtime already loaded.
+        _run([compiler, "-shared", str(built), "-o", str(linked), "-lm"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f".kernels.{os.getpid()}.so"
+            shutil.copyfile(linked, partial)
+            os.replace(partial, target)
+        except OSError:
+            # No place to keep it (read-only home, full disk): a private copy for this process.
+            target = Path(tempfile.mkdtemp(prefix="minnow-kernels-")) / "kernels.so"
+            shutil.copyfile(linked, target)
+    return target
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _processor() -> bytes:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()

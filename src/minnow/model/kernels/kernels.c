@@ -1,0 +1,649 @@
+/* Fused training kernels on bfloat16 for the CPU: everything of a step that is not a large matrix product.
+ *
+ * bfloat16 is held as uint16_t and computed in float. Loops are written so that gcc and clang vectorise them.
+ * Every result is independent of the number of threads: work that is summed is cut into blocks whose number depends on
+ * the shapes alone, and the blocks are added in order. Callers pass the thread count and all scratch memory.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define PRAGMA(text) _Pragma(#text)
+#define PARALLEL_FOR PRAGMA(omp parallel for num_threads(threads) schedule(static))
+#define PARALLEL_FOR_UNEVEN PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
+#define SIMD PRAGMA(omp simd)
+#define SIMD_SUM(variable) PRAGMA(omp simd reduction(+ : variable))
+
+typedef uint16_t bf16;
+
+INLINE float widen(bf16 value) {
+    const uint32_t bits = (uint32_t)value << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+/* Round to nearest even; a NaN stays a NaN because its quiet bit survives the addition. */
+INLINE bf16 narrow(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+/* e^x to about one unit in the last place (polynomial of Cephes' expf), 0 below -87.3, at most e^88; NaN in, NaN out. */
+INLINE float exponential(float x) {
+    const float clamped = x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    const float n = (clamped * 1.44269504f + magic) - magic;
+    const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.3f ? 0.0f : p * power;
+}
+
+INLINE long at_most(long a, long b) { return a < b ? a : b; }
+INLINE long round_up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+/* total[i] = sum of partial[block][i] over blocks, in order. */
+static void sum_blocks(long blocks, long width, const float *partial, float *total) {
+    memcpy(total, partial, (size_t)width * sizeof(float));
+    for (long block = 1; block < blocks; block++) {
+        SIMD for (long i = 0; i < width; i++) total[i] += partial[block * width + i];
+    }
+}
+
+/* ---- RMS norm, with the residual sum before it ---- */
+
+void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x, const bf16 *restrict residual,
+                      bf16 *restrict sum, const float *restrict weight, float eps, bf16 *restrict out,
+                      float *restrict rstd) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *restrict xs = x + row * width;
+        bf16 *restrict outs = out + row * width;
+        float squares = 0.0f;
+        if (residual) {
+            const bf16 *restrict rs = residual + row * width;
+            bf16 *restrict sums = sum + row * width;
+            SIMD_SUM(squares) for (long i = 0; i < width; i++) {
+                const bf16 total = narrow(widen(xs[i]) + widen(rs[i]));
+                sums[i] = total;
+                squares += widen(total) * widen(total);
+            }
+            xs = sums;
+        } else {
+            SIMD_SUM(squares) for (long i = 0; i < width; i++) squares += widen(xs[i]) * widen(xs[i]);
+        }
+        const float scale = 1.0f / sqrtf(squares / (float)width + eps);
+        rstd[row] = scale;
+        SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * weight[i]);
+    }
+}
+
+/* d_x = d_sum (gradient that reaches the sum directly, may be NULL) + the norm's gradient. partial: [blocks, width]. */
+void rms_norm_backward(int threads, long rows, long width, long blocks, const bf16 *restrict x,
+                       const float *restrict weight, const float *restrict rstd, const bf16 *restrict d_out,
+                       const bf16 *restrict d_sum, bf16 *restrict d_x, float *restrict d_weight,
+                       float *restrict partial) {
+    const long per_block = (rows + blocks - 1) / blocks;
+    PARALLEL_FOR for (long block = 0; block < blocks; block++) {
+        float *restrict dw = partial + block * width;
+        memset(dw, 0, (size_t)width * sizeof(float));
+        for (long row = block * per_block; row < at_most(rows, (block + 1) * per_block); row++) {
+            const bf16 *restrict xs = x + row * width, *restrict gs = d_out + row * width;
+            bf16 *restrict dx = d_x + row * width;
+            const float scale = rstd[row];
+            float dot = 0.0f;
+            SIMD_SUM(dot) for (long i = 0; i < width; i++) {
+                const float product = widen(gs[i]) * widen(xs[i]) * scale;
+                dw[i] += product;
+                dot += product * weight[i];
+            }
+            const float shift = dot / (float)width * scale;
+            if (d_sum) {
+                const bf16 *restrict ds = d_sum + row * width;
+                SIMD for (long i = 0; i < width; i++) {
+                    dx[i] = narrow(widen(ds[i]) + scale * (widen(gs[i]) * weight[i] - widen(xs[i]) * shift));
+                }
+            } else {
+                SIMD for (long i = 0; i < width; i++) {
+                    dx[i] = narrow(scale * (widen(gs[i]) * weight[i] - widen(xs[i]) * shift));
+                }
+            }
+        }
+    }
+    sum_blocks(blocks, width, partial, d_weight);
+}
+
+/* ---- SwiGLU: silu(gate) * up of rows [gate, up] ---- */
+
+void swiglu_forward(int threads, long rows, long width, const bf16 *restrict gate_up, bf16 *restrict out) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        bf16 *restrict outs = out + row * width;
+        SIMD for (long i = 0; i < width; i++) {
+            const float gate = widen(gates[i]);
+            outs[i] = narrow(gate / (1.0f + exponential(-gate)) * widen(ups[i]));
+        }
+    }
+}
+
+void swiglu_backward(int threads, long rows, long width, const bf16 *restrict gate_up, const bf16 *restrict d_out,
+                     bf16 *restrict d_gate_up) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        const bf16 *restrict gs = d_out + row * width;
+        bf16 *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
+        SIMD for (long i = 0; i < width; i++) {
+            const float gate = widen(gates[i]), g = widen(gs[i]);
+            const float sigmoid = 1.0f / (1.0f + exponential(-gate));
+            d_up[i] = narrow(g * gate * sigmoid);
+            d_gate[i] = narrow(g * widen(ups[i]) * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+        }
+    }
+}
+
+/* ---- Gated short convolution ---- */
+
+#define CONV_ROWS 64
+#define CONV_MOST_TAPS 8
+
+long short_conv_blocks(long batch, long length) { return batch * ((length + CONV_ROWS - 1) / CONV_ROWS); }
+long short_conv_scratch(long width) { return (2 * (CONV_ROWS + CONV_MOST_TAPS) + 2) * width; } /* floats per thread */
+
+/* acc[i] = sum over n taps of weight[tap][i] * rows[tap * stride + i]; n is a constant after inlining. */
+INLINE void mix_taps(const long n, long width, const float *restrict weight, const float *rows, long stride,
+                     float *restrict acc) {
+    SIMD for (long i = 0; i < width; i++) {
+        float total = weight[i] * rows[i];
+        for (long tap = 1; tap < n; tap++) total += weight[tap * width + i] * rows[tap * stride + i];
+        acc[i] = total;
+    }
+}
+
+static void mix(long n, long width, const float *weight, const float *rows, long stride, float *acc) {
+    switch (n) {
+        case 1: mix_taps(1, width, weight, rows, stride, acc); break;
+        case 2: mix_taps(2, width, weight, rows, stride, acc); break;
+        case 3: mix_taps(3, width, weight, rows, stride, acc); break;
+        case 4: mix_taps(4, width, weight, rows, stride, acc); break;
+        default: mix_taps(n, width, weight, rows, stride, acc);
+    }
+}
+
+/* How many taps reach back from position t without leaving its document. */
+INLINE long taps_back(const int32_t *starts, long t, long taps) {
+    return at_most(taps, t - (starts ? starts[t] : 0) + 1);
+}
+
+/* How many later positions (t itself included) take position t in. */
+INLINE long taps_ahead(const int32_t *starts, long t, long length, long taps) {
+    const long most = at_most(taps, length - t);
+    long n = 1;
+    while (n < most && (!starts || starts[t + n] <= t)) n++;
+    return n;
+}
+
+/* bcx: [batch, length, 3 * width] = input gate, output gate, x. weight: [taps, width], tap 0 is the current token. */
+void short_conv_forward(int threads, long batch, long length, long width, long taps, const bf16 *restrict bcx,
+                        const float *restrict weight, const int32_t *restrict starts, bf16 *restrict out,
+                        float *restrict scratch) {
+    const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = short_conv_scratch(width);
+    PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
+        const long b = block / per_row, begin = block % per_row * CONV_ROWS;
+        const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
+        const bf16 *rows = bcx + b * length * 3 * width;
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *mixed = scratch + THREAD * each, *y = mixed + width;
+        for (long t = first; t < end; t++) {
+            const bf16 *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
+            float *restrict ys = y + (t - first) * width;
+            SIMD for (long i = 0; i < width; i++) ys[i] = widen(gate[i]) * widen(x[i]);
+        }
+        for (long t = begin; t < end; t++) {
+            const bf16 *restrict gate = rows + t * 3 * width + width;
+            bf16 *restrict outs = out + (b * length + t) * width;
+            mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(gate[i]) * mixed[i]);
+        }
+    }
+}
+
+/* partial: [short_conv_blocks, taps, width]. */
+void short_conv_backward(int threads, long batch, long length, long width, long taps, const bf16 *restrict bcx,
+                         const float *restrict weight, const int32_t *restrict starts, const bf16 *restrict d_out,
+                         bf16 *restrict d_bcx, float *restrict d_weight, float *restrict partial,
+                         float *restrict scratch) {
+    const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = short_conv_scratch(width);
+    PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
+        const long b = block / per_row, begin = block % per_row * CONV_ROWS;
+        const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
+        const long last = at_most(length, end + taps - 1);
+        const bf16 *rows = bcx + b * length * 3 * width, *g_rows = d_out + b * length * width;
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *restrict mixed = scratch + THREAD * each, *y = mixed + 2 * width;
+        float *d_mixed = y + (CONV_ROWS + CONV_MOST_TAPS) * width;
+        float *restrict d_y = mixed + width;
+        float *restrict dw = partial + block * taps * width;
+        memset(dw, 0, (size_t)(taps * width) * sizeof(float));
+        for (long t = first; t < end; t++) {
+            const bf16 *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
+            float *restrict ys = y + (t - first) * width;
+            SIMD for (long i = 0; i < width; i++) ys[i] = widen(gate[i]) * widen(x[i]);
+        }
+        for (long t = begin; t < last; t++) {
+            const bf16 *restrict gate = rows + t * 3 * width + width, *restrict g = g_rows + t * width;
+            float *restrict ds = d_mixed + (t - begin) * width;
+            SIMD for (long i = 0; i < width; i++) ds[i] = widen(gate[i]) * widen(g[i]);
+        }
+        for (long t = begin; t < end; t++) {
+            const long back = taps_back(row_starts, t, taps), ahead = taps_ahead(row_starts, t, length, taps);
+            const bf16 *restrict gate_in = rows + t * 3 * width, *restrict x = gate_in + 2 * width;
+            const bf16 *restrict g = g_rows + t * width;
+            const float *ds = d_mixed + (t - begin) * width, *ys = y + (t - first) * width;
+            bf16 *restrict d_in = d_bcx + (b * length + t) * 3 * width;
+            bf16 *restrict d_gate = d_in + width, *restrict d_x = d_in + 2 * width;
+            mix(back, width, weight, ys, -width, mixed);
+            mix(ahead, width, weight, ds, width, d_y);
+            SIMD for (long i = 0; i < width; i++) {
+                d_gate[i] = narrow(widen(g[i]) * mixed[i]);
+                d_in[i] = narrow(d_y[i] * widen(x[i]));
+                d_x[i] = narrow(d_y[i] * widen(gate_in[i]));
+            }
+            for (long tap = 0; tap < back; tap++) {
+                float *restrict dws = dw + tap * width;
+                const float *past = ys - tap * width;
+                SIMD for (long i = 0; i < width; i++) dws[i] += ds[i] * past[i];
+            }
+        }
+    }
+    sum_blocks(batch * per_row, taps * width, partial, d_weight);
+}
+
+/* ---- RMS norm of each head, then rotary embedding (rotate_half) ---- */
+
+INLINE void norm_rope_row(const long dim, long heads, const bf16 *restrict x, const float *restrict weight,
+                          const float *restrict cos, const float *restrict sin, float eps, bf16 *restrict out) {
+    const long half = dim / 2;
+    for (long head = 0; head < heads; head++, x += dim, out += dim) {
+        float squares = 0.0f;
+        SIMD_SUM(squares) for (long i = 0; i < dim; i++) squares += widen(x[i]) * widen(x[i]);
+        const float scale = 1.0f / sqrtf(squares / (float)dim + eps);
+        SIMD for (long i = 0; i < half; i++) {
+            const float a = widen(x[i]) * scale * weight[i], b = widen(x[half + i]) * scale * weight[half + i];
+            out[i] = narrow(a * cos[i] - b * sin[i]);
+            out[half + i] = narrow(b * cos[half + i] + a * sin[half + i]);
+        }
+    }
+}
+
+/* x: rows of `stride` elements whose first heads * dim are used; row r is at position r % length. cos, sin: [length, dim]. */
+void norm_rope_forward(int threads, long rows, long length, long heads, long dim, long stride, const bf16 *restrict x,
+                       const float *restrict weight, const float *restrict cos, const float *restrict sin, float eps,
+                       bf16 *restrict out) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *xs = x + row * stride;
+        bf16 *outs = out + row * heads * dim;
+        const float *c = cos + row % length * dim, *s = sin + row % length * dim;
+        switch (dim) {
+            case 32: norm_rope_row(32, heads, xs, weight, c, s, eps, outs); break;
+            case 64: norm_rope_row(64, heads, xs, weight, c, s, eps, outs); break;
+            default: norm_rope_row(dim, heads, xs, weight, c, s, eps, outs);
+        }
+    }
+}
+
+INLINE void norm_rope_row_backward(const long dim, long heads, const bf16 *restrict x, const float *restrict weight,
+                                   const float *restrict cos, const float *restrict sin, float eps,
+                                   const bf16 *restrict g, bf16 *restrict d_x, float *restrict dw) {
+    const long half = dim / 2;
+    for (long head = 0; head < heads; head++, x += dim, g += dim, d_x += dim) {
+        float squares = 0.0f, dot = 0.0f;
+        SIMD_SUM(squares) for (long i = 0; i < dim; i++) squares += widen(x[i]) * widen(x[i]);
+        const float scale = 1.0f / sqrtf(squares / (float)dim + eps);
+        SIMD_SUM(dot) for (long i = 0; i < half; i++) {
+            const float ga = widen(g[i]), gb = widen(g[half + i]);
+            const float da = ga * cos[i] + gb * sin[half + i], db = gb * cos[half + i] - ga * sin[i];
+            const float pa = da * widen(x[i]) * scale, pb = db * widen(x[half + i]) * scale;
+            dw[i] += pa;
+            dw[half + i] += pb;
+            dot += pa * weight[i] + pb * weight[half + i];
+        }
+        const float shift = dot / (float)dim * scale;
+        SIMD for (long i = 0; i < half; i++) {
+            const float ga = widen(g[i]), gb = widen(g[half + i]);
+            const float da = ga * cos[i] + gb * sin[half + i], db = gb * cos[half + i] - ga * sin[i];
+            d_x[i] = narrow(scale * (da * weight[i] - widen(x[i]) * shift));
+            d_x[half + i] = narrow(scale * (db * weight[half + i] - widen(x[half + i]) * shift));
+        }
+    }
+}
+
+void norm_rope_backward(int threads, long rows, long length, long heads, long dim, long stride, long blocks,
+                        const bf16 *restrict x, const float *restrict weight, const float *restrict cos,
+                        const float *restrict sin, float eps, const bf16 *restrict d_out, bf16 *restrict d_x,
+                        float *restrict d_weight, float *restrict partial) {
+    const long per_block = (rows + blocks - 1) / blocks;
+    PARALLEL_FOR for (long block = 0; block < blocks; block++) {
+        float *dw = partial + block * dim;
+        memset(dw, 0, (size_t)dim * sizeof(float));
+        for (long row = block * per_block; row < at_most(rows, (block + 1) * per_block); row++) {
+            const bf16 *xs = x + row * stride, *gs = d_out + row * heads * dim;
+            bf16 *dx = d_x + row * heads * dim;
+            const float *c = cos + row % length * dim, *s = sin + row % length * dim;
+            switch (dim) {
+                case 32: norm_rope_row_backward(32, heads, xs, weight, c, s, eps, gs, dx, dw); break;
+                case 64: norm_rope_row_backward(64, heads, xs, weight, c, s, eps, gs, dx, dw); break;
+                default: norm_rope_row_backward(dim, heads, xs, weight, c, s, eps, gs, dx, dw);
+            }
+        }
+    }
+    sum_blocks(blocks, dim, partial, d_weight);
+}
+
+/* ---- Causal attention inside documents ---- */
+
+#define LANES 16
+#define QUERIES 32 /* query rows handled together */
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* C[mr, LANES * nr] (+)= A[mr, depth] B[depth, LANES * nr]; element (i, k) of A is at i * a_row + k * a_deep. */
+INLINE void tile(const int mr, const int nr, long depth, const float *A, long a_row, long a_deep, const float *B,
+                 long b_row, float *C, long c_row, int add) {
+    lanes c[8][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < nr; j++) c[i][j] = add ? *(const lanes *)(C + i * c_row + j * LANES) : (lanes){0};
+    }
+    for (long k = 0; k < depth; k++) {
+        lanes b[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < nr; j++) b[j] = *(const lanes *)(B + k * b_row + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < mr; i++) {
+            const float a = A[i * a_row + k * a_deep];
+#pragma GCC unroll 2
+            for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < nr; j++) *(lanes *)(C + i * c_row + j * LANES) = c[i][j];
+    }
+}
+
+INLINE void panel(const int nr, long rows, long depth, const float *A, long a_row, long a_deep, const float *B,
+                  long b_row, float *C, long c_row, int add) {
+    long i = 0;
+    for (; i + 8 <= rows; i += 8) tile(8, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
+    for (; i + 2 <= rows; i += 2) tile(2, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
+    if (i < rows) tile(1, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
+}
+
+/* C[rows, columns] (+)= A B with columns a multiple of LANES. */
+static void multiply(long rows, long columns, long depth, const float *A, long a_row, long a_deep, const float *B,
+                     long b_row, float *C, long c_row, int add) {
+    long j = 0;
+    for (; j + 2 * LANES <= columns; j += 2 * LANES) {
+        panel(2, rows, depth, A, a_row, a_deep, B + j, b_row, C + j, c_row, add);
+    }
+    if (j < columns) panel(1, rows, depth, A, a_row, a_deep, B + j, b_row, C + j, c_row, add);
+}
+
+/* to[i][d] = scale * from[i][d] for `rows` rows of a head. */
+INLINE void load_rows(long rows, long dim, const bf16 *from, long stride, float scale, float *restrict to) {
+    for (long i = 0; i < rows; i++) {
+        const bf16 *restrict source = from + i * stride;
+        SIMD for (long d = 0; d < dim; d++) to[i * dim + d] = widen(source[d]) * scale;
+    }
+}
+
+/* to[d][i] = from[i][d], zero from `rows` to `padded`. */
+INLINE void load_transposed(long rows, long padded, long dim, const bf16 *from, long stride, float *restrict to) {
+    for (long i = 0; i < rows; i++) {
+        for (long d = 0; d < dim; d++) to[d * padded + i] = widen(from[i * stride + d]);
+    }
+    for (long d = 0; d < dim; d++) {
+        for (long i = rows; i < padded; i++) to[d * padded + i] = 0.0f;
+    }
+}
+
+INLINE void store_rows(long rows, long dim, const float *restrict from, float scale, bf16 *to, long stride) {
+    for (long i = 0; i < rows; i++) {
+        SIMD for (long d = 0; d < dim; d++) to[i * stride + d] = narrow(from[i * dim + d] * scale);
+    }
+}
+
+INLINE long document_end(const int32_t *starts, long begin, long length) {
+    long end = length;
+    if (starts) {
+        for (end = begin + 1; end < length && starts[end] == begin;) end++;
+    }
+    return end;
+}
+
+/* Scratch floats per thread. */
+long attention_scratch(long length, long dim) {
+    const long most = round_up(length, LANES);
+    return 5 * most * dim + 3 * QUERIES * dim + 2 * QUERIES * most;
+}
+
+/* q: [batch, length, heads, dim] with rows q_row apart; k, v likewise with `groups` heads; out contiguous, like q.
+ * log_sum: [batch, heads, length], log of the sum of exponentials of a query's scores. */
+void attention_forward(int threads, long batch, long length, long heads, long groups, long dim, const bf16 *q,
+                       long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const int32_t *starts,
+                       bf16 *out, float *log_sum, float *scratch) {
+    const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
+    const float temper = 1.0f / sqrtf((float)dim);
+    PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
+        const long b = task / groups, group = task % groups;
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *keys = scratch + THREAD * each, *values = keys + most * dim, *queries = values + most * dim;
+        float *mixed = queries + QUERIES * dim, *scores = mixed + QUERIES * dim;
+        for (long begin = 0, end; begin < length; begin = end) {
+            end = document_end(row_starts, begin, length);
+            const long count = end - begin, padded = round_up(count, LANES), origin = b * length + begin;
+            load_transposed(count, padded, dim, k + origin * k_row + group * dim, k_row, keys);
+            load_rows(count, dim, v + origin * v_row + group * dim, v_row, 1.0f, values);
+            for (long head = group * sharing; head < (group + 1) * sharing; head++) {
+                for (long first = 0; first < count; first += QUERIES) {
+                    const long n = at_most(QUERIES, count - first), seen = first + n, wide = round_up(seen, LANES);
+                    load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
+                    multiply(n, wide, dim, queries, dim, 1, keys, padded, scores, wide, 0);
+                    float inverse[QUERIES];
+                    for (long i = 0; i < n; i++) {
+                        float *restrict s = scores + i * wide, top = s[0], total = 0.0f;
+                        const long valid = first + i + 1;
+                        for (long j = valid; j < wide; j++) s[j] = -INFINITY;
+                        PRAGMA(omp simd reduction(max : top))
+                        for (long j = 0; j < wide; j++) top = s[j] > top ? s[j] : top;
+                        SIMD_SUM(total) for (long j = 0; j < wide; j++) {
+                            s[j] = exponential(s[j] - top);
+                            total += s[j];
+                        }
+                        inverse[i] = 1.0f / total;
+                        log_sum[(b * heads + head) * length + begin + first + i] = top + logf(total);
+                    }
+                    multiply(n, dim, seen, scores, wide, 1, values, dim, mixed, dim, 0);
+                    for (long i = 0; i < n; i++) {
+                        store_rows(1, dim, mixed + i * dim, inverse[i],
+                                   out + ((origin + first + i) * heads + head) * dim, 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* d_q, d_k, d_v contiguous. */
+void attention_backward(int threads, long batch, long length, long heads, long groups, long dim, const bf16 *q,
+                        long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const int32_t *starts,
+                        const bf16 *out, const float *log_sum, const bf16 *d_out, bf16 *d_q, bf16 *d_k, bf16 *d_v,
+                        float *scratch) {
+    const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
+    const float temper = 1.0f / sqrtf((float)dim);
+    PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
+        const long b = task / groups, group = task % groups;
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *keys = scratch + THREAD * each, *keys_across = keys + most * dim, *values_across = keys_across + most * dim;
+        float *dk = values_across + most * dim, *dv = dk + most * dim, *queries = dv + most * dim;
+        float *grads = queries + QUERIES * dim, *dq = grads + QUERIES * dim;
+        float *scores = dq + QUERIES * dim, *d_scores = scores + QUERIES * most;
+        for (long begin = 0, end; begin < length; begin = end) {
+            end = document_end(row_starts, begin, length);
+            const long count = end - begin, padded = round_up(count, LANES), origin = b * length + begin;
+            load_rows(count, dim, k + origin * k_row + group * dim, k_row, 1.0f, keys);
+            load_transposed(count, padded, dim, k + origin * k_row + group * dim, k_row, keys_across);
+            load_transposed(count, padded, dim, v + origin * v_row + group * dim, v_row, values_across);
+            memset(dk, 0, (size_t)(count * dim) * sizeof(float));
+            memset(dv, 0, (size_t)(count * dim) * sizeof(float));
+            for (long head = group * sharing; head < (group + 1) * sharing; head++) {
+                for (long first = 0; first < count; first += QUERIES) {
+                    const long n = at_most(QUERIES, count - first), seen = first + n, wide = round_up(seen, LANES);
+                    const long offset = ((origin + first) * heads + head) * dim;
+                    load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
+                    load_rows(n, dim, d_out + offset, heads * dim, 1.0f, grads);
+                    multiply(n, wide, dim, queries, dim, 1, keys_across, padded, scores, wide, 0);
+                    multiply(n, wide, dim, grads, dim, 1, values_across, padded, d_scores, wide, 0);
+                    for (long i = 0; i < n; i++) {
+                        float *restrict p = scores + i * wide, *restrict dp = d_scores + i * wide;
+                        const float log_total = log_sum[(b * heads + head) * length + begin + first + i];
+                        const bf16 *restrict o = out + offset + i * heads * dim;
+                        const float *restrict g = grads + i * dim;
+                        float delta = 0.0f;
+                        SIMD_SUM(delta) for (long d = 0; d < dim; d++) delta += g[d] * widen(o[d]);
+                        for (long j = first + i + 1; j < wide; j++) p[j] = -INFINITY;
+                        SIMD for (long j = 0; j < wide; j++) {
+                            p[j] = exponential(p[j] - log_total);
+                            dp[j] = p[j] * (dp[j] - delta);
+                        }
+                    }
+                    multiply(n, dim, seen, d_scores, wide, 1, keys, dim, dq, dim, 0);
+                    multiply(seen, dim, n, scores, 1, wide, grads, dim, dv, dim, 1);
+                    multiply(seen, dim, n, d_scores, 1, wide, queries, dim, dk, dim, 1);
+                    store_rows(n, dim, dq, temper, d_q + offset, heads * dim);
+                }
+            }
+            store_rows(count, dim, dk, 1.0f, d_k + (origin * groups + group) * dim, groups * dim);
+            store_rows(count, dim, dv, 1.0f, d_v + (origin * groups + group) * dim, groups * dim);
+        }
+    }
+}
+
+/* ---- Softmax cross-entropy over rows of logits ---- */
+
+/* loss[row] = -log softmax(logits[row])[target]. With d_loss, the logits are overwritten by their gradient, times
+ * d_loss[row]. scratch: `vocabulary` floats per thread. */
+void cross_entropy(int threads, long rows, long vocabulary, bf16 *restrict logits, const int64_t *restrict targets,
+                   const float *restrict d_loss, float *restrict loss, float *restrict scratch) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        bf16 *restrict l = logits + row * vocabulary;
+        float *restrict e = scratch + THREAD * vocabulary, top = widen(l[0]), total = 0.0f;
+        const float wanted = widen(l[targets[row]]);
+        PRAGMA(omp simd reduction(max : top))
+        for (long i = 0; i < vocabulary; i++) top = widen(l[i]) > top ? widen(l[i]) : top;
+        SIMD_SUM(total) for (long i = 0; i < vocabulary; i++) {
+            e[i] = exponential(widen(l[i]) - top);
+            total += e[i];
+        }
+        loss[row] = top - wanted + logf(total);
+        if (d_loss) {
+            const float scale = d_loss[row] / total;
+            e[targets[row]] -= total;
+            SIMD for (long i = 0; i < vocabulary; i++) l[i] = narrow(e[i] * scale);
+        }
+    }
+}
+
+/* total += part */
+void accumulate(int threads, long count, const bf16 *restrict part, float *restrict total) {
+    PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
+    for (long i = 0; i < count; i++) total[i] += widen(part[i]);
+}
+
+/* ---- Optimiser ---- */
+
+INLINE float adamw_element(float grad, float *restrict master, float *restrict mean, float *restrict square,
+                           float first_beta, float second_beta, float step_size, float root_correction, float eps,
+                           float keep) {
+    const float m = first_beta * *mean + (1.0f - first_beta) * grad;
+    const float s = second_beta * *square + (1.0f - second_beta) * grad * grad;
+    const float updated = keep * *master - step_size * m / (sqrtf(s) * root_correction + eps);
+    *mean = m;
+    *square = s;
+    *master = updated;
+    return updated;
+}
+
+/* One AdamW update. Exactly one of grad and grad_wide is given; shadow, the bfloat16 copy, may be NULL.
+ * root_correction is 1 / sqrt(1 - second_beta^step), keep is 1 - lr * weight_decay. */
+void adamw(int threads, long count, float *restrict master, bf16 *restrict shadow, const bf16 *restrict grad,
+           const float *restrict grad_wide, float *restrict mean, float *restrict square, float first_beta,
+           float second_beta, float step_size, float root_correction, float eps, float keep, float clip_scale) {
+#define UPDATE(value)                                                                                          \
+    adamw_element((value) * clip_scale, master + i, mean + i, square + i, first_beta, second_beta, step_size, \
+                  root_correction, eps, keep)
+    if (grad && shadow) {
+        PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
+        for (long i = 0; i < count; i++) shadow[i] = narrow(UPDATE(widen(grad[i])));
+    } else if (grad) {
+        PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
+        for (long i = 0; i < count; i++) UPDATE(widen(grad[i]));
+    } else if (shadow) {
+        PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
+        for (long i = 0; i < count; i++) shadow[i] = narrow(UPDATE(grad_wide[i]));
+    } else {
+        PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
+        for (long i = 0; i < count; i++) UPDATE(grad_wide[i]);
+    }
+#undef UPDATE
+}
+
+#define SQUARES_BLOCK 16384
+
+/* Sum of squares of bfloat16 (grad) or float (grad_wide) values; partial: one double per SQUARES_BLOCK values. */
+double sum_squares(int threads, long count, const bf16 *restrict grad, const float *restrict grad_wide,
+                   double *restrict partial) {
+    const long blocks = (count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
+    PARALLEL_FOR for (long block = 0; block < blocks; block++) {
+        const long begin = block * SQUARES_BLOCK, end = at_most(count, begin + SQUARES_BLOCK);
+        float total = 0.0f;
+        if (grad) {
+            SIMD_SUM(total) for (long i = begin; i < end; i++) total += widen(grad[i]) * widen(grad[i]);
+        } else {
+            SIMD_SUM(total) for (long i = begin; i < end; i++) total += grad_wide[i] * grad_wide[i];
+        }
+        partial[block] = total;
+    }
+    double sum = 0.0;
+    for (long block = 0; block < blocks; block++) sum += partial[block];
+    return sum;
+}
+
+/* starts[b][t] = first position of the run of equal ids that t is in. */
+void document_starts(long batch, long length, const int32_t *restrict documents, int32_t *restrict starts) {
+    for (long b = 0; b < batch; b++) {
+        for (long t = 0; t < length; t++) {
+            const long i = b * length + t;
+            starts[i] = t > 0 && documents[i] == documents[i - 1] ? starts[i - 1] : (int32_t)t;
+        }
+    }
+}

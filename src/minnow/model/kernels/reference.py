@@ -1,0 +1,150 @@
+"""The fused operations in plain torch: any device, any floating dtype, ordinary autograd.
+
+They are what runs without a C compiler, on other devices and in other precisions, and what the fused kernels
+are tested against (in float64). Semantics follow ``transformers.models.lfm2.modeling_lfm2``; half-precision inputs
+are computed in float32 and rounded once at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""Target id of a position that is not trained on."""
+
+CHUNK_LOGITS = 1 << 22
+"""Logits held at a time by the losses over the vocabulary (8 MB in bfloat16: they stay in cache)."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """Index of the first token of each position's document, int32 ``[B, T]``.
+
+    A document is a maximal run of equal ids in ``documents [B, T]``.
+    """
+    positions = torch.arange(documents.shape[1], device=documents.device, dtype=torch.int32).expand(documents.shape)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return torch.where(begins, positions, 0).cummax(dim=1).values.int()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = _wide(x)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * weight.to(wide.dtype)).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return total, rms_norm(total, weight, eps)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = _wide(gate_up).chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
+    gate_in, gate_out, x = _wide(bcx).chunk(3, dim=-1)
+    taps = weight.to(gate_in.dtype)
+    length, width = bcx.shape[1], taps.shape[1]
+    y = gate_in * x
+    starts = None if documents is None else document_starts(documents)
+    positions = torch.arange(length, device=bcx.device)
+    mixed = y * taps[:, -1]
+    for back in range(1, min(width, length)):
+        shifted = F.pad(y[:, :-back], (0, 0, back, 0))
+        if starts is not None:
+            shifted = torch.where((positions - back >= starts)[..., None], shifted, 0)
+        mixed = mixed + shifted * taps[:, width - 1 - back]
+    return (gate_out * mixed).to(bcx.dtype)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    def one(x: Tensor, weight: Tensor) -> Tensor:
+        normed = rms_norm(_wide(x), weight, eps)
+        rotation_cos, rotation_sin = cos.to(normed.dtype).unsqueeze(-2), sin.to(normed.dtype).unsqueeze(-2)
+        return (normed * rotation_cos + _rotate_half(normed) * rotation_sin).to(x.dtype)
+
+    return one(q, q_weight), one(k, k_weight)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
+    length = q.shape[1]
+    mask = None
+    if documents is not None:
+        positions = torch.arange(length, device=q.device)
+        seen = (positions >= document_starts(documents)[..., None]) & (positions <= positions[:, None])
+        mask = seen[:, None]
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    wanted = targets != IGNORED
+    rows, ids = hidden[wanted], targets[wanted].long()
+    chunk = max(1, CHUNK_LOGITS // head.shape[0])
+    parts = [
+        -F.cross_entropy(_wide(F.linear(part, head.to(part.dtype))), part_ids, reduction="none")
+        for part, part_ids in zip(rows.split(chunk), ids.split(chunk), strict=True)
+    ]
+    log_probs = torch.zeros(targets.shape, dtype=_wide(hidden[:0]).dtype, device=hidden.device)
+    return log_probs.masked_scatter(wanted, torch.cat(parts))
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    return -token_log_probs(hidden, head, targets).sum()
+
+
+def grad_norm(grads: Sequence[Tensor]) -> float:
+    return float(torch.stack([_wide(grad).square().sum() for grad in grads]).sum().sqrt()) if grads else 0.0
+
+
+@torch.no_grad()
+def adamw_step(
+    masters: Sequence[Tensor],
+    shadows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: Sequence[float],
+    step: int,
+    clip_scale: float,
+) -> None:
+    first_beta, second_beta = betas
+    step_size = lr / (1 - first_beta**step)
+    root_correction = (1 - second_beta**step) ** 0.5
+    for master, shadow, grad, mean, square, decay in zip(
+        masters, shadows, grads, exp_avg, exp_avg_sq, weight_decay, strict=True
+    ):
+        wide = grad.to(master.dtype) * clip_scale
+        mean.mul_(first_beta).add_(wide, alpha=1 - first_beta)
+        square.mul_(second_beta).addcmul_(wide, wide, value=1 - second_beta)
+        master.mul_(1 - lr * decay)
+        master.addcdiv_(mean, square.sqrt() / root_correction + eps, value=-step_size)
+        if shadow is not master:
+            shadow.copy_(master)

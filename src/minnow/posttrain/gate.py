@@ -1,0 +1,66 @@
+"""The gate every post-training step passes: loop rate and task score on prompts set aside, best weights kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from minnow.data.tokenizer import Tokenizer
+from minnow.evaluate.measure import answer, loop_rates, score_tasks
+from minnow.rollout.records import Engine, Sampling
+from minnow.tasks import Example
+
+
+@dataclass
+class Gate:
+    """Measures a policy on prompts of the training split that no stage trains on, and remembers the best.
+
+    Preference training with too high a rate *creates* loops and preference loss does not show it, so checkpoints are
+    chosen by what matters: the fewest greedy loops among those whose task score is within ``tolerance`` of the best
+    seen so far, the higher task score between equals.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    loop_prompts: Sequence[Example]
+    task_prompts: Sequence[Example]
+    max_new_tokens: int
+    tolerance: float = 0.02
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int = -1
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def measure(self) -> tuple[float, float]:
+        """Greedy loop rate and mean task score of the policy as it is; truncated answers count as loops do."""
+        rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
+        rates = loop_rates(self.loop_prompts, rollouts)
+        stuck = (rates.overall.count + rates.truncated) / rates.overall.total
+        scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
+        return stuck, scores.mean
+
+    def check(self, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Measure after ``step``, keep ``weights`` when they are the best so far, and return what was measured."""
+        loop_rate, task_score = self.measure()
+        entry = {"step": step, "loop_rate": loop_rate, "task_score": task_score}
+        self.history.append(entry)
+        if self._best() is entry:
+            self.best_step = step
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        return entry
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"history": self.history, "best_step": self.best_step, "best_weights": self.best_weights}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state written by :meth:`state`."""
+        self.history, self.best_step = list(state["history"]), state["best_step"]
+        self.best_weights = state["best_weights"]
+
+    def _best(self) -> dict[str, Any]:
+        floor = max(entry["task_score"] for entry in self.history) - self.tolerance
+        sound = [entry for entry in self.history if entry["task_score"] >= floor]
+        return min(sound, key=lambda entry: (entry["loop_rate"], -entry["task_score"]))

@@ -1,0 +1,82 @@
+"""Put the sections together into one file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from minnow.files import whole_file
+from minnow.recipe.report.device import device, lookup, reproduce
+from minnow.recipe.report.loops import loops
+from minnow.recipe.report.markup import Markup, join, raw, tag
+from minnow.recipe.report.read import Run, load_run
+from minnow.recipe.report.scores import history, scores
+from minnow.recipe.report.section import Section
+from minnow.recipe.report.style import SCRIPT, STYLE
+from minnow.recipe.report.training import headline, loss, parameters
+
+_SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
+    parameters,
+    loss,
+    loops,
+    scores,
+    history,
+    lookup,
+    device,
+    reproduce,
+)
+
+
+def build_report(run_folder: Path) -> Path:
+    """Write ``report.html`` into a run folder from the stages that have finished there.
+
+    Args:
+        run_folder: a folder written by ``minnow run``; what is read is listed in docs/architecture.md.
+
+    Returns:
+        The path of the report. It holds its own style and script and loads nothing.
+
+    Raises:
+        UserError: the folder is missing, holds no finished stage, or cannot be read or written.
+    """
+    page = render(load_run(run_folder))
+    path = run_folder / "report.html"
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    sections = [section for make in _SECTIONS if (section := make(run)) is not None]
+    # Only the page's own script may run, and nothing may be fetched, whatever a model managed to write.
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", f"{run.name} · Minnow run report"),
+        tag("style", raw(STYLE)),
+    )
+    body = tag(
+        "body",
+        tag("div", headline(run), class_="wrap top"),
+        tag("nav", tag("div", [tag("a", s.short, href=f"#{s.anchor}") for s in sections], class_="wrap"), aria_label="Sections"),
+        tag("main", [_section(section) for section in sections], class_="wrap"),
+        tag("script", raw(SCRIPT)),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _section(section: Section) -> Markup:
+    return tag(
+        "section",
+        join(tag("h2", section.title), tag("p", section.takeaway, class_="takeaway"), section.body),
+        id=section.anchor,
+    )

@@ -1,0 +1,156 @@
+"""HTML that is escaped by construction, and how the report writes numbers."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+_VOID = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon", "path"}
+
+
+class Markup(str):
+    """Text that is already HTML. Only :func:`tag`, :func:`join` and :func:`raw` make it."""
+
+
+def raw(text: str) -> Markup:
+    """Mark the report's own constant text (style, script) as HTML; never call it on anything read from a file."""
+    return Markup(text)
+
+
+def join(*parts: Any) -> Markup:
+    """Concatenate; everything that is not :class:`Markup` is escaped, None disappears, lists are flattened."""
+    pieces = []
+    for part in parts:
+        if part is None:
+            continue
+        if isinstance(part, list | tuple):
+            pieces.append(join(*part))
+        else:
+            pieces.append(part if isinstance(part, Markup) else html.escape(str(part)))
+    return Markup("".join(pieces))
+
+
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """One element. ``class_`` → ``class``, ``data_tip`` → ``data-tip``; attributes that are None are left out."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID and not children:
+        return Markup(f"<{name}{written}/>")
+    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def table(headers: Sequence[Any], rows: Sequence[Sequence[Any]], label: str, text_columns: Sequence[int] = (0,)) -> Markup:
+    """A table that scrolls sideways by itself on a narrow screen; columns not in ``text_columns`` align right."""
+
+    def cells(name: str, row: Sequence[Any]) -> list[Markup]:
+        kinds = [None if column in text_columns else "n" for column in range(len(row))]
+        return [tag(name, value, class_=kind) for value, kind in zip(row, kinds, strict=True)]
+
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("thead", tag("tr", cells("th", headers))),
+            tag("tbody", [tag("tr", cells("td", row)) for row in rows]),
+        ),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label=label,
+    )
+
+
+def folded(summary: str, *children: Any) -> Markup:
+    """A closed disclosure, for numbers and text that not every reader wants."""
+    return tag("details", tag("summary", summary), *children)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def percent(value: float | None) -> str:
+    """0.312 → ``31.2%``; whole 0 and 100 without decimals; below 0.1% with two."""
+    if _missing(value):
+        return "–"
+    assert value is not None
+    if value in (0, 1):
+        return f"{value:.0%}"
+    return f"{value:.2%}" if abs(value) < 0.001 else f"{value:.1%}"
+
+
+def interval(rate: dict[str, Any]) -> str:
+    """The 95% interval of a rate: ``27.3–35.4%``."""
+    low, high = rate.get("low"), rate.get("high")
+    if _missing(low) or _missing(high):
+        return "–"
+    return f"{percent(low).removesuffix('%')}–{percent(high)}"
+
+
+def counted(rate: dict[str, Any]) -> str:
+    """``156 of 500``."""
+    return f"{rate['count']:,} of {rate['total']:,}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed decimals with thousands separators; a dash for a missing value."""
+    return "–" if _missing(value) else f"{value:,.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits without an exponent: ``1,240``, ``38.4``, ``0.0123``."""
+    if _missing(value):
+        return "–"
+    assert value is not None
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{round(value, decimals):,.{decimals}f}" if decimals else f"{value:,.0f}"
+
+
+def compact(value: float | None) -> str:
+    """1,234,567 → ``1.23M``."""
+    if _missing(value):
+        return "–"
+    assert value is not None
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= size:
+            return significant(value / size) + suffix
+    return significant(value) if value != int(value) else f"{int(value)}"
+
+
+def bytes_text(value: float | None) -> str:
+    """Decimal units, as file managers print them: ``1.24 MB``."""
+    if _missing(value):
+        return "–"
+    assert value is not None
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``4.0 min``, ``1.5 h``."""
+    if _missing(seconds):
+        return "–"
+    assert seconds is not None
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plain(name: str) -> str:
+    """``two_hop_questions`` → ``Two hop questions``."""
+    words = name.replace("_", " ").replace("-", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def listing(items: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

@@ -1,0 +1,287 @@
+"""The first sections: what was trained, where its parameters sit, how its loss fell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minnow.recipe.report.figures import Scale, Series, legend, line_plot, stacked_bar
+from minnow.recipe.report.markup import (
+    Markup,
+    bytes_text,
+    compact,
+    counted,
+    duration,
+    folded,
+    interval,
+    join,
+    listing,
+    number,
+    percent,
+    significant,
+    table,
+    tag,
+)
+from minnow.recipe.report.read import Run, stage_label
+from minnow.recipe.report.section import Section, after_sft, figure, loop_stages, stage_colour, temperature_text
+
+_PARTS = (
+    ("embedding", "Embedding"),
+    ("attention", "Attention"),
+    ("conv", "Convolution or delta net"),
+    ("mlp", "MLP"),
+    ("norms", "Norms"),
+)
+# Counted from the published safetensors headers; LFM2's split is known as shares of its total.
+_OTHERS: tuple[tuple[str, int, dict[str, float]], ...] = (
+    (
+        "Gemma 3 270M",
+        268_098_176,
+        {"embedding": 167_772_160, "attention": 29_500_416, "mlp": 70_778_880, "norms": 46_720},
+    ),
+    (
+        "Qwen3.5-0.8B (text)",
+        752_393_024,
+        {"embedding": 254_279_680, "attention": 44_043_264, "conv": 189_778_752, "mlp": 264_241_152, "norms": 50_176},
+    ),
+    (
+        "LFM2-350M",
+        354_483_968,
+        {"embedding": 0.1893, "attention": 0.0532, "conv": 0.1184, "mlp": 0.6389},
+    ),
+)
+_QWEN_WHOLE = 873_438_784
+_CURVE_POINTS = 240
+
+
+def machine_text(machine: dict[str, Any]) -> str | None:
+    """``AMD EPYC 7B13, 2 cores`` from whichever of the usual keys are there."""
+    name = next((machine[key] for key in ("cpu", "cpu_model", "model", "processor") if machine.get(key)), None)
+    cores = next((machine[key] for key in ("cores", "cpus", "cpu_count") if machine.get(key)), None)
+    parts = [str(name)] if name else []
+    if cores:
+        parts.append(f"{cores} core" + ("" if cores == 1 else "s"))
+    return ", ".join(parts) or None
+
+
+def headline(run: Run) -> Markup:
+    """The page's head: what was trained, and the run's four or five large figures."""
+    pretrain, sft = run.first("pretrain"), run.first("sft")
+    facts: list[Any] = []
+    if pretrain:
+        result = pretrain.result
+        facts = ["A language model of ", tag("b", compact(result["parameters"]), " parameters"), ", trained on "]
+        facts += [tag("b", compact(result["tokens"]), " tokens"), " in "]
+        facts += [tag("b", duration(result["seconds"]))]
+        if sft:
+            facts += [", then on ", tag("b", compact(sft.result["tokens"]), " tokens"), " of conversations in "]
+            facts += [tag("b", duration(sft.result["seconds"]))]
+        machine = machine_text(run.machine())
+        facts += [f" ({machine})." if machine else "."]
+    cards = [card for card in (_loops_card(run), _lookup_card(run), _bits_card(run), *_device_cards(run)) if card]
+    return tag(
+        "header",
+        tag("p", "Minnow run report", class_="eyebrow"),
+        tag("h1", run.name),
+        tag("p", facts, class_="lede") if facts else None,
+        tag("div", cards, class_="cards"),
+    )
+
+
+def _card(title: str, *content: Any, size: str = "") -> Markup:
+    return tag("div", tag("h2", title), *content, class_=f"card {size}".strip())
+
+
+def _loops_card(run: Run) -> Markup | None:
+    stages = after_sft(loop_stages(run))
+    if not stages:
+        return None
+    steps = []
+    for position, (stage, rate) in enumerate(stages):
+        steps += [tag("span", "→", class_="arrow", aria_hidden="true")] if position else []
+        steps.append(
+            tag(
+                "div",
+                tag("span", stage_label(stage), class_=f"t-{stage_colour(stage)} step"),
+                tag("strong", percent(rate["rate"]), class_="big"),
+                tag("span", interval(rate), class_="muted"),
+                tag("span", counted(rate), class_="muted"),
+            )
+        )
+    return _card(f"Doom loops, {temperature_text(stages[0][1]['temperature'])}", tag("div", steps, class_="steps"), size="loops" if run.first("agent") else "wide")
+
+
+def _lookup_card(run: Run) -> Markup | None:
+    agent = run.first("agent")
+    if agent is None:
+        return None
+    rows = [
+        tag(
+            "div",
+            tag("span", name, class_="step muted"),
+            tag("span", percent(agent.result["closed_book"][hop]["rate"]), class_="mid muted"),
+            tag("span", "→", class_="arrow", aria_hidden="true"),
+            tag("strong", percent(agent.result["search"][hop]["rate"]), class_="big t-rl"),
+        )
+        for hop, name in (("one_hop", "one hop"), ("two_hop", "two hops"))
+        if hop in agent.result["closed_book"] and hop in agent.result["search"]
+    ]
+    return _card("Correct answers, by heart → with search", tag("div", rows, class_="versus"), size="lookup" if loop_stages(run) else "wide")
+
+
+def _bits_card(run: Run) -> Markup | None:
+    pretrain = run.first("pretrain")
+    bits = pretrain.result.get("bits_per_byte") if pretrain else None
+    if pretrain is None or bits is None or run.first("sft"):
+        return None
+    after = f"after {duration(pretrain.result['seconds'])}"
+    return _card("Held-out text", tag("strong", number(bits, 3), class_="big t-rl"), tag("span", f"bits per byte, {after}"))
+
+
+def _device_cards(run: Run) -> list[Markup]:
+    export, profile = run.first("export"), run.first("profile")
+    profiled = profile.result["files"] if profile else []
+    files = export.result["files"] if export else profiled
+    cards = []
+
+    def add(title: str, figure: str, note: str) -> None:
+        cards.append(_card(title, tag("strong", figure, class_="big"), tag("span", note, class_="muted")))
+
+    if files:
+        small = min(files, key=lambda file: file["bytes"])
+        add("Smallest file", bytes_text(small["bytes"]), small["type"])
+    speeds = [(entry["tokens_per_second"], file) for file in profiled for entry in file["decode"]]
+    if speeds:
+        speed, file = max(speeds, key=lambda pair: pair[0])
+        add("Decoding", significant(speed), f"tokens/s · {_timed(file)}")
+    waits = [(entry["tokens"], entry["ttft_ms"], file) for file in profiled for entry in file["prefill"]]
+    if waits:
+        longest = max(tokens for tokens, _, _ in waits)
+        _, wait, file = min((entry for entry in waits if entry[0] == longest), key=lambda entry: entry[1])
+        add("First token", f"{significant(wait)} ms", f"after {longest} tokens · {_timed(file)}")
+    if export and files:
+        true = max(files, key=lambda file: file["agreement"])
+        add("Agrees with torch", percent(true["agreement"]), f"of {true['positions']:,} greedy tokens · {true['type']}")
+    return cards
+
+
+def _timed(file: dict[str, Any]) -> str:
+    return f"{file['type']}, noisy" if file.get("noisy") else str(file["type"])
+
+
+def parameters(run: Run) -> Section | None:
+    """Where the parameters sit, beside three published small models."""
+    accounting = run.recipe.get("accounting")
+    if not accounting:
+        return None
+    models: list[tuple[str, float, dict[str, float]]] = [("This run", accounting["total"], accounting["parts"]), *_OTHERS]
+    shares = []
+    for name, total, parts in models:
+        whole = 1.0 if max(parts.values()) < 1 else total
+        shares.append((name, total, {key: parts.get(key, 0) / whole for key, _ in _PARTS}))
+    bars = [
+        tag(
+            "div",
+            tag("div", tag("b", name), tag("span", f"{compact(total)} parameters", class_="muted"), class_="barhead"),
+            stacked_bar(
+                [(part, key, share[key], f"{name}: {part}\n{_part_text(share[key], total)}") for key, part in _PARTS],
+                f"{name}: " + ", ".join(f"{part} {share[key]:.1%}" for key, part in _PARTS),
+            ),
+            class_="stackrow",
+        )
+        for name, total, share in shares
+    ]
+    rows = [[name, f"{total:,}", *[f"{share[key]:.2%}" for key, _ in _PARTS]] for name, total, share in shares]
+    body = join(
+        legend([(part, key) for key, part in _PARTS]),
+        figure(
+            tag("div", bars, class_="near"),
+            f"Tied embeddings counted once. Qwen3.5-0.8B is its text model; divided by the whole {_QWEN_WHOLE:,}-parameter "
+            f"checkpoint, vision tower included, its embedding share is {254_279_680 / _QWEN_WHOLE:.1%}.",
+        ),
+        folded("Numbers", table(["Model", "Parameters", *[part for _, part in _PARTS]], rows, "Parameter split")),
+    )
+    others = listing([f"{percent(share['embedding'])} in {name}" for name, _, share in shares[1:]])
+    takeaway = f"The embedding takes {percent(shares[0][2]['embedding'])} of this model's parameters; it takes {others}."
+    return Section("parameters", "Parameters", "Where the parameters sit", takeaway, body)
+
+
+def _part_text(share: float, total: float) -> str:
+    return f"{share:.1%} · {compact(share * total)} parameters"
+
+
+def loss(run: Run) -> Section | None:
+    """Loss against tokens per parameter, and bits per byte against time."""
+    stage = run.first("pretrain")
+    if stage is None:
+        return None
+    result = stage.result
+    train = [line for line in stage.metrics if line.get("loss") is not None and line["tokens"] > 0]
+    held = [line for line in stage.metrics if line.get("held_out_loss") is not None and line["tokens"] > 0]
+    if len(train) + len(held) < 2:
+        return None
+    per = float(result["parameters"])
+    thinned = _thin(train, per)
+    points = [x for x, _ in thinned] + [line["tokens"] / per for line in held]
+    values = [y for _, y in thinned] + [line["held_out_loss"] for line in held]
+    x = Scale(max(min(points), max(points) / 300), max(points), "log")
+    y = Scale(min(values) * 0.94, max(values) * 1.04, "log")
+    series = [Series([(px, py, "") for px, py in thinned if px >= x.low], "base", dots=False, light=True)] if thinned else []
+    if held:
+        series.append(Series([(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held], "rl"))
+    plots = [
+        line_plot(series, x, y, "Loss against training tokens per parameter", "training tokens per parameter", "loss, nats per token",
+                  y_format=lambda v: f"{v:g}", x_format=lambda v: f"{v:g}",
+                  marks=[(20.0, "20 per parameter")] if x.low < 20 < x.high * 0.98 else [])
+    ]  # fmt: skip
+    bits = [line for line in held if line.get("bits_per_byte") is not None]
+    if len(bits) > 1:
+        clock = Scale(0, max(line["seconds"] for line in bits) / 60)
+        depth = Scale(min(line["bits_per_byte"] for line in bits) * 0.96, max(line["bits_per_byte"] for line in bits) * 1.04, "log")
+        curve = Series([(line["seconds"] / 60, line["bits_per_byte"], _held_tip(line, per)) for line in bits], "dpo")
+        plots.append(
+            line_plot([curve], clock, depth, "Held-out bits per byte against minutes", "minutes of training", "held-out bits per byte",
+                      x_format=lambda v: f"{v:g}", y_format=lambda v: f"{v:g}")
+        )  # fmt: skip
+    keys = ([("training loss", "base")] if thinned else []) + ([("held-out loss", "rl")] if held else [])
+    if len(plots) > 1:
+        keys.append(("held-out bits per byte", "dpo"))
+    rows = [
+        [line["step"], f"{line['tokens']:,}", significant(line["tokens"] / per), duration(line["seconds"]),
+         number(line["held_out_loss"], 3), number(line.get("bits_per_byte"), 3)]
+        for line in held
+    ]  # fmt: skip
+    headers = ["Step", "Tokens", "Tokens per parameter", "Time", "Held-out loss", "Bits per byte"]
+    speed = f"{result['tokens_per_second']:,.0f} tokens/s on average; final training loss {number(result['final_loss'], 3)}."
+    body = join(
+        legend(keys),
+        figure(tag("div", plots, class_="pair" if len(plots) > 1 else None), speed),
+        folded("Numbers", table(headers, rows, "Held-out loss", text_columns=())) if rows else None,
+    )
+    return Section("loss", "Loss", "How the loss fell", _loss_sentence(train, held, per), body)
+
+
+def _thin(train: list[dict[str, Any]], per: float) -> list[tuple[float, float]]:
+    """Means over neighbouring lines, so that the page stays small however long the run was."""
+    size = max(1, -(-len(train) // _CURVE_POINTS))
+    groups = [train[start : start + size] for start in range(0, len(train), size)]
+    return [(sum(g["tokens"] for g in group) / len(group) / per, sum(g["loss"] for g in group) / len(group)) for group in groups]
+
+
+def _held_tip(line: dict[str, Any], per: float) -> str:
+    bits = f"\n{number(line['bits_per_byte'], 3)} bits per byte" if line.get("bits_per_byte") is not None else ""
+    return f"held-out loss {number(line['held_out_loss'], 3)}{bits}\n{significant(line['tokens'] / per)} tokens per parameter · {duration(line['seconds'])}"
+
+
+def _loss_sentence(train: list[dict[str, Any]], held: list[dict[str, Any]], per: float) -> str:
+    name, lines, key = ("Held-out loss", held, "held_out_loss") if len(held) > 1 else ("Training loss", train, "loss")
+    first, last = lines[0], lines[-1]
+    verb = "fell" if last[key] < first[key] else "rose"
+    text = f"{name} {verb} from {number(first[key])} to {number(last[key])} nats per token"
+    if last.get("bits_per_byte") is not None:
+        text += f" ({number(last['bits_per_byte'], 3)} bits per byte)"
+    text += f" over {significant(last['tokens'] / per)} tokens per parameter"
+    late = [line for line in lines if line["tokens"] >= 0.8 * last["tokens"]]
+    if len(late) > 1 and key == "held_out_loss":
+        gain = late[0][key] - last[key]
+        text += f"; the last fifth of training lowered it by {number(gain)}" if gain > 0.005 else "; it was flat over the last fifth of training"
+    return text + "."

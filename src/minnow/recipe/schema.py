@@ -1,0 +1,244 @@
+"""The recipe: what a YAML file says, checked and resolved."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from minnow.errors import UserError
+from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
+from minnow.recipe.registry import StageKind, stage_kinds
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the text comes from.
+
+    Attributes:
+        kind: ``pocket`` for the generated pocket world, ``text`` for documents in ``path``.
+        path: a file that :func:`minnow.data.read_documents` reads, relative to the current folder.
+        text_field: the field of each JSON or Parquet row that holds the text.
+        entities: size of the pocket world's encyclopaedia.
+    """
+
+    kind: Literal["pocket", "text"] = "pocket"
+    path: Path | None = None
+    text_field: str = "text"
+    entities: int = 3000
+
+    def __post_init__(self) -> None:
+        if self.kind == "text" and self.path is None:
+            raise UserError("kind text reads a file; name it with data.path in the recipe or --set data.path=FILE")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Shape of the backbone, in the LFM2 form; ``layers`` names each layer's mixer."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: tuple[Literal["conv", "attn"], ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    conv_kernel: int = 3
+    rope_theta: float = 1e6
+    max_positions: int = 128_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "layers" and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if not self.layers:
+            raise UserError("layers is empty; list one mixer (conv or attn) per layer")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of a recipe: its kind, resolved settings and the earlier stages it reads."""
+
+    name: str
+    kind: str
+    settings: Any
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, resolved. ``threads`` is None where torch may choose."""
+
+    name: str
+    seed: int
+    data: DataSettings
+    model: ModelSettings
+    stages: dict[str, StageSpec]
+    run_folder: Path
+    threads: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe with every default written out, in the form that :func:`parse_recipe` reads."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "threads": self.threads,
+            "run_folder": str(self.run_folder),
+            "data": to_plain(self.data),
+            "model": to_plain(self.model),
+            "stages": {spec.name: {"kind": spec.kind, **to_plain(spec.settings)} for spec in self.stages.values()},
+        }
+
+
+@dataclass(frozen=True)
+class _Document:
+    """The top level of the YAML file."""
+
+    name: str
+    model: ModelSettings
+    stages: dict[str, Any]
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    threads: int | None = None
+    run_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be at least 1")
+        if not self.stages:
+            raise UserError("stages is empty; list at least one stage")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two surprises removed: ``1e-4`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen and key != "<<":
+                raise UserError(f"key {key!r} appears twice (line {key_node.start_mark.line + 1}); keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Parse one YAML document.
+
+    Raises:
+        UserError: it is not YAML or gives a key twice; the sentence starts with ``source``.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), run_folder: Path | None = None) -> Recipe:
+    """Read a recipe file and apply ``overrides`` such as ``stages.sft.steps=100``.
+
+    Raises:
+        UserError: the file or an override is missing, malformed or names an unknown key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no recipe {path}; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; name the recipe's YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; a recipe is a YAML file") from error
+    document = load_yaml(text, str(path))
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds no recipe; it needs at least the keys name, model and stages")
+    document = apply_overrides(document, overrides)
+    if run_folder is not None:
+        document["run_folder"] = str(run_folder)
+    try:
+        return parse_recipe(document, stage_kinds())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``document`` with each ``a.b=value`` set; the value is YAML. Unknown keys are left to the parser.
+
+    Raises:
+        UserError: an override without ``=``, below something that is no mapping, or in a stage that is not there.
+    """
+    result = copy.deepcopy(dict(document))
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise UserError(f"--set {override}: write it as key=value, for example --set data.path=books.jsonl")
+        stages = result.get("stages")
+        if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
+            raise UserError(f"--set {override}: the recipe has no stage {keys[1]!r}; {nearest(keys[1], stages)}")
+        target = result
+        for index, key in enumerate(keys[:-1]):
+            if target.get(key) is None:
+                target[key] = {}
+            if not isinstance(target[key], dict):
+                raise UserError(f"--set {override}: {'.'.join(keys[: index + 1])} is a value and has no keys below it")
+            target = target[key]
+        target[keys[-1]] = load_yaml(text, f"--set {override}")
+    return result
+
+
+def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) -> Recipe:
+    """Check and resolve a recipe's document.
+
+    Raises:
+        UserError: an unknown key or kind, a wrong type, or a stage that reads one which is not before it.
+    """
+    top = from_mapping(_Document, document)
+    if top.data.path is not None and not top.data.path.exists():
+        raise UserError(f"data.path: {top.data.path} does not exist; check the path or give another with --set")
+    specs: dict[str, StageSpec] = {}
+    for name, raw in top.stages.items():
+        specs[name] = _parse_stage(name, raw, list(specs), list(top.stages), kinds)
+    run_folder = top.run_folder or Path("runs") / top.name
+    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads)
+
+
+def _parse_stage(
+    name: str, raw: Any, earlier: list[str], everything: list[str], kinds: Mapping[str, StageKind]
+) -> StageSpec:
+    path = f"stages.{name}"
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{path}: {name!r} cannot name a folder; use letters, digits, - and _")
+    mapping = dict(convert(dict[str, Any], {} if raw is None else raw, path))
+    kind_name = convert(str, mapping.pop("kind", name), f"{path}.kind")
+    if kind_name not in kinds:
+        raise UserError(f"{path}: there is no stage kind {kind_name!r}; {nearest(kind_name, kinds)}")
+    kind = kinds[kind_name]
+    settings: Any = from_mapping(kind.settings_class, mapping, path)
+    needs = tuple(kind.needs(settings, earlier))
+    for need in needs:
+        if need in earlier:
+            continue
+        if need in everything:
+            raise UserError(f"{path} reads stage {need!r}, which comes after it; move {need} before {name}")
+        raise UserError(f"{path} reads stage {need!r}, which the recipe does not have; {nearest(need, earlier)}")
+    return StageSpec(name, kind_name, settings, needs)

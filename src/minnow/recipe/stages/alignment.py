@@ -1,0 +1,250 @@
+"""Stages that heal a model: pairs, dpo, grpo, merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.files import read_json, whole_file, write_json
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.posttrain.gate import Gate
+from minnow.posttrain.merge import soup
+from minnow.posttrain.pairs import PairSettings, build_pairs
+from minnow.posttrain.policy import RolloutSettings, rollout_step
+from minnow.recipe.context import StageContext
+from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
+from minnow.recipe.stages.training import train_stage
+from minnow.rollout import TorchEngine
+from minnow.train.loop import Trainer, TrainSettings
+from minnow.train.objectives import PolicyGradient, Preference, SequenceBatch, completion_log_probs, pack_sequences
+from minnow.train.optimizer import OptimizerSettings
+from minnow.train.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class PairStageSettings:
+    """Prompts to roll out: loop-prone ones, and ordinary ones that keep the answers good."""
+
+    checkpoint: str = stage_input("sft")
+    loop_prompts: int = 96
+    task_prompts: int = 16
+    pairs: PairSettings = field(default_factory=PairSettings)
+
+
+@stage("pairs", PairStageSettings)
+def pairs(context: StageContext[PairStageSettings]) -> dict[str, Any]:
+    """Roll out, judge and pair; writes ``pairs.jsonl`` (TRL's preference format) and the exact ids beside it."""
+    settings = context.settings
+    engine, _, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
+    prompts = world(context.recipe).loop_prone("train", settings.loop_prompts)
+    prompts += task_examples(context.recipe, (), "train", settings.task_prompts)
+    report = build_pairs(engine, words, prompts, settings.pairs, context.seed)
+    if not report.pairs:
+        raise UserError(
+            f"none of the {report.prompts} prompts gave a pair: no prompt has both a good and a bad answer; "
+            "raise loop_prompts, lower pairs.score_gap or train longer"
+        )
+    with whole_file(context.folder / "pairs.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
+        for pair in report.pairs:
+            file.write(json.dumps(pair.as_row(words), ensure_ascii=False) + "\n")
+    write_json(
+        context.folder / "ids.json",
+        [
+            {"kind": p.kind, "prompt": p.prompt_ids, "chosen": p.chosen_ids, "rejected": p.rejected_ids}
+            for p in report.pairs
+        ],
+    )
+    return report.as_dict()
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """How post-training is watched.
+
+    Attributes:
+        first: place of the gate's first prompt in each training stream; what trains lies before it.
+        every: optimiser steps between two looks.
+    """
+
+    first: int = 3000
+    loop_prompts: int = 64
+    task_prompts: int = 12
+    max_new_tokens: int = 384
+    every: int = 5
+
+
+def make_gate(context: StageContext[Any], settings: GateSettings, model: Backbone, words: Tokenizer) -> Gate:
+    """A gate over ``model`` with prompts that lie beyond those any stage trains on."""
+    first, pocket = settings.first, world(context.recipe)
+    loops = pocket.loop_prone("train", first + settings.loop_prompts)[first:]
+    tasks = [
+        example
+        for task in pocket.TASKS
+        for example in pocket.examples(task, "train", first + settings.task_prompts)[first:]
+    ]
+    return Gate(TorchEngine(model, words), words, loops, tasks, settings.max_new_tokens)
+
+
+def post_train(
+    context: StageContext[Any], trainer: Trainer, words: Tokenizer, gate: Gate, every: int
+) -> dict[str, Any]:
+    """Run a trainer behind the gate and save the weights the gate liked best."""
+    if "gate" in trainer.notes:
+        gate.restore(trainer.notes["gate"])
+
+    def check(trainer: Trainer) -> bool:
+        entry = gate.check(trainer.done_steps, trainer.optimizer.weights())
+        context.record(**entry)
+        trainer.notes["gate"] = gate.state()
+        return True
+
+    result = train_stage(context, trainer, words, check, every)
+    save_checkpoint(trainer.model, words, context.folder / CHECKPOINT, gate.best_weights)
+    return result | {"best_step": gate.best_step, "history": gate.history}
+
+
+@dataclass(frozen=True)
+class DpoSettings:
+    """Preference training on the pairs of an earlier stage.
+
+    Attributes:
+        pairs_per_step: pairs in one update.
+        row_length: packed length of the training rows.
+    """
+
+    checkpoint: str = stage_input("sft")
+    pairs: str = stage_input("pairs")
+    objective: Preference = field(default_factory=Preference)
+    pairs_per_step: int = 16
+    row_length: int = 384
+    training: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            steps=30, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
+        )
+    )
+    gate: GateSettings = field(default_factory=GateSettings)
+
+
+@stage("dpo", DpoSettings)
+def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
+    """Length-normalised preference training; the reference is the checkpoint it starts from."""
+    settings = context.settings
+    source = context.output(settings.checkpoint, CHECKPOINT)
+    rows = read_json(context.output(settings.pairs, "ids.json"))
+    model, words = load_checkpoint(source)
+    reference = load_model(source, compute_dtype())
+
+    def batches(step: int) -> Sequence[SequenceBatch]:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed + step // epoch))
+        first = (step % epoch) * settings.pairs_per_step
+        chosen = [rows[i] for i in order[first : first + settings.pairs_per_step].tolist()]
+        prompts = [row["prompt"] for row in chosen for _ in range(2)]
+        answers = [row[side] for row in chosen for side in ("chosen", "rejected")]
+        batch = pack_sequences(prompts, answers, settings.row_length)
+        with torch.no_grad():
+            batch.reference = completion_log_probs(reference, batch)
+        return [batch]
+
+    epoch = max(1, len(rows) // settings.pairs_per_step)
+    trainer = Trainer(
+        model, settings.objective, batches, settings.training, context.record, context.state / "train.pt"
+    )
+    gate = make_gate(context, settings.gate, model, words)
+    return post_train(context, trainer, words, gate, settings.gate.every) | {"pairs": len(rows)}
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """RL with verifiable rewards and a loop penalty.
+
+    Attributes:
+        loop_share: share of each step's prompts that is loop-prone; the rest is every task in turn.
+        rows_at_once: packed rows per micro-batch.
+    """
+
+    checkpoint: str = stage_input("dpo")
+    objective: PolicyGradient = field(default_factory=PolicyGradient)
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    loop_share: float = 0.5
+    rows_at_once: int = 32
+    training: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            steps=12, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
+        )
+    )
+    gate: GateSettings = field(default_factory=GateSettings)
+
+
+@stage("grpo", GrpoSettings)
+def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
+    """On-policy rollouts, verifier rewards minus the loop penalty, one update per batch of rollouts."""
+    settings = context.settings
+    model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
+    steps, each = settings.training.steps, settings.rollouts.prompts
+    loops = round(each * settings.loop_share)
+    # The pairs stage rolled out the first prompts of each stream; the policy sees others.
+    loop_prompts = world(context.recipe).loop_prone("train", settings.gate.first)[-loops * steps :]
+    per_task = -(-(each - loops) * steps // len(world(context.recipe).TASKS))
+    by_task = [
+        world(context.recipe).examples(task, "train", settings.gate.first)[-per_task:]
+        for task in world(context.recipe).TASKS
+    ]
+    task_prompts = [example for group in zip(*by_task, strict=True) for example in group]
+
+    def batches(step: int) -> Sequence[Any]:
+        prompts = loop_prompts[step * loops : (step + 1) * loops]
+        prompts = prompts + task_prompts[step * (each - loops) : (step + 1) * (each - loops)]
+        made = rollout_step(engine, words, prompts, settings.rollouts, context.seed + step)
+        context.record(step=step + 1, **made.numbers)
+        return [] if made.batch is None else made.batch.split(settings.rows_at_once)
+
+    trainer = Trainer(
+        model, settings.objective, batches, settings.training, context.record, context.state / "train.pt"
+    )
+    engine = TorchEngine(model, words)
+    gate = make_gate(context, settings.gate, model, words)
+    return post_train(context, trainer, words, gate, settings.gate.every)
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Averages to try; the last checkpoint named is the one to beat."""
+
+    checkpoints: tuple[str, ...] = stage_input(("dpo", "grpo"))
+    shares: tuple[float, ...] = (0.25, 0.5)
+    gate: GateSettings = field(default_factory=GateSettings)
+
+
+@stage("merge", MergeSettings)
+def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
+    """Average the last checkpoint with earlier ones; an average is kept only if it scores better and loops no more."""
+    settings = context.settings
+    *earlier, last = settings.checkpoints
+    model, words = load_checkpoint(context.output(last, CHECKPOINT))
+    weights = {name: load_model(context.output(name, CHECKPOINT)).state_dict() for name in settings.checkpoints}
+    candidates = {last: weights[last]}
+    for name in earlier:
+        for share in settings.shares:
+            candidates[f"{1 - share:.2f} {last} + {share:.2f} {name}"] = soup(
+                [weights[last], weights[name]], [1 - share, share]
+            )
+    model.to(compute_dtype())
+    gate = make_gate(context, settings.gate, model, words)
+    measured = []
+    for name, candidate in candidates.items():
+        model.load_state_dict(candidate)
+        loop_rate, task_score = gate.measure()
+        measured.append({"name": name, "loop_rate": loop_rate, "task_score": task_score})
+    base, *others = measured
+    better = [m for m in others if m["task_score"] > base["task_score"] and m["loop_rate"] <= base["loop_rate"]]
+    best = max(better, key=lambda m: m["task_score"], default=base)
+    save_checkpoint(Backbone(model.config), words, context.folder / CHECKPOINT, candidates[best["name"]])
+    return {"kept": best is not base, "chosen": best["name"], "candidates": measured}

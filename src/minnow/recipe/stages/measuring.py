@@ -1,0 +1,105 @@
+"""Stages that measure a model: measure (tasks and loops), agent (with and without search)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from minnow.agent import Limits, SearchIndex, calculator_tool, run_agent, search_tool
+from minnow.evaluate.measure import answer, measure_loops, score_tasks
+from minnow.loops import Rate
+from minnow.recipe.context import StageContext
+from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
+from minnow.rollout import Sampling
+from minnow.tasks import Example, verify
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured on held-out prompts.
+
+    Attributes:
+        checkpoint: the stage whose model is measured; results carry its name.
+        examples: per task, answered greedily.
+        loop_prompts: loop-prone prompts, answered at each temperature.
+    """
+
+    checkpoint: str = stage_input()
+    tasks: tuple[str, ...] = ()
+    examples: int = 100
+    loop_prompts: int = 500
+    temperatures: tuple[float, ...] = (0.0,)
+    max_new_tokens: int = 512
+
+
+@stage("measure", MeasureSettings)
+def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
+    """Task scores and doom-loop rates on the held-out split."""
+    settings, started = context.settings, time.perf_counter()
+    checkpoint = context.output(settings.checkpoint, CHECKPOINT)
+    engine, _, words = engine_of(checkpoint)
+    examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
+    scores = score_tasks(engine, words, examples, settings.max_new_tokens)
+    prompts = world(context.recipe).loop_prone("held_out", settings.loop_prompts)
+    rates, shown, _ = measure_loops(
+        engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed
+    )
+    return {
+        "stage": settings.checkpoint,
+        "checkpoint": str(checkpoint),
+        "seconds": time.perf_counter() - started,
+        "tasks": scores.as_dict(),
+        "loops": [rate.as_dict() for rate in rates],
+        "examples": shown,
+    }
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Questions about entities whose pages were never trained on.
+
+    Attributes:
+        questions: of each number of hops.
+    """
+
+    checkpoint: str = stage_input("merge")
+    questions: int = 150
+    max_new_tokens: int = 96
+    max_calls: int = 4
+
+
+def _by_hops(examples: list[Example], correct: list[bool]) -> dict[str, dict[str, float]]:
+    out = {}
+    for hops, name in ((1, "one_hop"), (2, "two_hop")):
+        right = [ok for example, ok in zip(examples, correct, strict=True) if example.answer["hops"] == hops]
+        out[name] = Rate(sum(right), len(right)).as_dict()
+    return out
+
+
+@stage("agent", AgentSettings)
+def agent(context: StageContext[AgentSettings]) -> dict[str, Any]:
+    """The same questions with closed book and with the search tool over the whole encyclopaedia."""
+    settings = context.settings
+    engine, _, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
+    pocket = world(context.recipe)
+    sampling = Sampling(0.0, settings.max_new_tokens)
+    closed = pocket.examples("question", "held_out", 2 * settings.questions)
+    answers = answer(engine, words, closed, sampling)
+    closed_right = [verify(e, r.text).correct for e, r in zip(closed, answers, strict=True)]
+
+    index = SearchIndex.build((page.id, page.title, page.text) for page in pocket.pages())
+    asked = pocket.examples("search", "held_out", 2 * settings.questions)
+    traces = run_agent(
+        engine, words, asked, [search_tool(index), calculator_tool()], Limits(max_calls=settings.max_calls), sampling
+    )
+    open_right = [verify(e, trace.answer).correct for e, trace in zip(asked, traces, strict=True)]
+    shown = sorted(range(len(asked)), key=lambda i: (not open_right[i], -asked[i].answer["hops"], i))[:2]
+    wrong = [i for i, right in enumerate(open_right) if not right][:2]
+    return {
+        "closed_book": _by_hops(closed, closed_right),
+        "search": _by_hops(asked, open_right),
+        "calls_per_answer": sum(len(trace.calls) for trace in traces) / len(traces),
+        "examples": [traces[i].as_dict() | {"correct": open_right[i]} for i in [*shown, *wrong]],
+    }

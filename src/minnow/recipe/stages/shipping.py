@@ -1,0 +1,98 @@
+"""Stages that hand a model over: export, profile, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minnow.data.packing import tokenize_documents
+from minnow.data.tokenizer import Tokenizer
+from minnow.device.gguf_export import export_gguf
+from minnow.device.llama_engine import LlamaEngine
+from minnow.device.parity import check_parity
+from minnow.device.profile import profile
+from minnow.evaluate.measure import score_tasks
+from minnow.files import read_json
+from minnow.recipe.context import StageContext
+from minnow.recipe.registry import every_earlier, stage, stage_input
+from minnow.recipe.report import build_report
+from minnow.recipe.stages.sources import CHECKPOINT, task_examples, training_text
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Files to write, and how each is checked.
+
+    Attributes:
+        positions: about this many held-out positions are compared with torch, teacher-forced.
+        tasks, examples: scored on every file; pocket world only.
+    """
+
+    checkpoint: str = stage_input("merge")
+    types: tuple[str, ...] = ("F16", "Q8_0", "Q4_0")
+    positions: int = 1000
+    tasks: tuple[str, ...] = ("arithmetic", "extraction")
+    examples: int = 40
+    max_new_tokens: int = 256
+
+
+@stage("export", ExportSettings)
+def export(context: StageContext[ExportSettings]) -> dict[str, Any]:
+    """Write GGUF files and show what each keeps: token agreement, perplexity, task accuracy."""
+    settings = context.settings
+    checkpoint = context.output(settings.checkpoint, CHECKPOINT)
+    words = Tokenizer.load(checkpoint)
+    _, held_out = training_text(context.recipe, 1)
+    sequences, left = [], settings.positions
+    for ids in tokenize_documents(held_out, words):
+        if left <= 0:
+            break
+        sequences.append(ids[: min(256, left + 1)].tolist())
+        left -= len(sequences[-1]) - 1
+    examples = []
+    if context.recipe.data.kind == "pocket" and settings.examples:
+        examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
+    files = []
+    for kind in settings.types:
+        made = export_gguf(checkpoint, context.folder / f"{context.recipe.name}-{kind}.gguf", kind)
+        parity = check_parity(checkpoint, made.file, sequences)
+        entry = {"file": made.file.name, "type": kind, "bytes": made.bytes, **parity.as_dict()}
+        if examples:
+            with LlamaEngine(made.file, words) as engine:
+                entry["tasks"] = score_tasks(engine, words, examples, settings.max_new_tokens).as_dict()
+        files.append(entry)
+    return {"files": files}
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    export: str = stage_input("export")
+    prompts: tuple[int, ...] = (32, 128, 512)
+    decode_depths: tuple[int, ...] = (32, 256)
+    repeats: int = 5
+
+
+@stage("profile", ProfileSettings, uses=())
+def profile_files(context: StageContext[ProfileSettings]) -> dict[str, Any]:
+    """Speed and memory of every exported file on this machine, each in its own process."""
+    settings = context.settings
+    folder = context.inputs[settings.export]
+    names = [entry["file"] for entry in read_json(folder / "result.json")["files"]]
+    return profile(
+        [folder / name for name in names],
+        threads=context.recipe.threads,
+        prompts=settings.prompts,
+        decode_depths=settings.decode_depths,
+        repeats=settings.repeats,
+    )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    pass
+
+
+@stage("report", ReportSettings, needs=every_earlier, uses=())
+def report(context: StageContext[ReportSettings]) -> dict[str, Any]:
+    """One self-contained page over everything before it."""
+    return {"report": str(build_report(context.run_folder))}

@@ -1,0 +1,92 @@
+"""Where a recipe's text, examples and models come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from minnow.data.documents import read_documents
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import load_checkpoint
+from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.recipe.schema import Recipe
+from minnow.rollout import TorchEngine
+from minnow.tasks import Example, PocketWorld
+from minnow.train.precision import compute_dtype
+
+CHECKPOINT = "checkpoint"
+"""The folder, below a stage's own, that holds the checkpoint it made."""
+
+HELD_OUT_EVERY = 20
+"""Of a text corpus every so-manieth document is held out."""
+
+
+@lru_cache(maxsize=1)
+def _world(seed: int, entities: int | None) -> PocketWorld:
+    return PocketWorld(seed) if entities is None else PocketWorld(seed, entities)
+
+
+def world(recipe: Recipe) -> PocketWorld:
+    """The recipe's pocket world.
+
+    Raises:
+        UserError: the recipe's data is text.
+    """
+    if recipe.data.kind != "pocket":
+        raise UserError(f"data.kind is {recipe.data.kind!r}, but this stage needs the tasks of data.kind: pocket")
+    return _world(recipe.seed, recipe.data.entities)
+
+
+def training_text(recipe: Recipe, documents: int) -> tuple[Iterator[str], list[str]]:
+    """Documents to train on, and held-out ones: for the pocket world the first ``documents`` and 200 more."""
+    if recipe.data.kind == "pocket":
+        stream = iter(world(recipe).documents(documents + 200))
+        training = list(islice(stream, documents))
+        return iter(training), list(stream)
+    held_out, training = [], []
+    for i, text in enumerate(_text_documents(recipe)):
+        (held_out if i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training).append(text)
+    if not held_out and len(training) > 1:
+        held_out.append(training.pop())
+    return iter(training), held_out
+
+
+def _text_documents(recipe: Recipe) -> Iterator[str]:
+    assert recipe.data.path is not None, "the schema asks for a path"
+    return read_documents(recipe.data.path, recipe.data.text_field)
+
+
+def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The recipe's backbone shape; the vocabulary is rounded up to a multiple of 32 for quantisation."""
+    shape = recipe.model
+    names = {"conv": CONV, "attn": ATTENTION, CONV: CONV, ATTENTION: ATTENTION}
+    return ModelConfig(
+        vocab_size=-(-tokenizer.vocab_size // 32) * 32,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        layer_types=tuple(names[layer] for layer in shape.layers),
+        num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        conv_kernel=shape.conv_kernel,
+        pad_id=tokenizer.pad_id,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+    )
+
+
+def engine_of(checkpoint: Path, rows: int = 512) -> tuple[TorchEngine, Backbone, Tokenizer]:
+    """A decoding engine over a checkpoint folder, in the machine's fast type."""
+    model, tokenizer = load_checkpoint(checkpoint)
+    model.to(compute_dtype())
+    return TorchEngine(model, tokenizer, rows), model, tokenizer
+
+
+def task_examples(recipe: Recipe, tasks: tuple[str, ...], split: str, each: int) -> list[Example]:
+    """``each`` examples of every task."""
+    chosen = tasks or world(recipe).TASKS
+    return [example for task in chosen for example in world(recipe).examples(task, split, each)]

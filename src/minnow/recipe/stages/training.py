@@ -1,0 +1,203 @@
+"""Stages that teach a model from text and examples: tokenizer, pretrain, sft."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from minnow.data.loader import Batch, Loader
+from minnow.data.packing import Packed, pack, tokenize_documents
+from minnow.data.tokenizer import Tokenizer, train_tokenizer
+from minnow.errors import UserError
+from minnow.files import whole_file, write_json
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import from_hf_weights, load_checkpoint, load_model, save_checkpoint
+from minnow.progress import track
+from minnow.recipe.context import StageContext
+from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.sources import CHECKPOINT, engine_of, model_config, task_examples, training_text, world
+from minnow.rollout import TorchEngine
+from minnow.tasks import Example
+from minnow.train.loop import Trainer, TrainSettings
+from minnow.train.objectives import (
+    Objective,
+    PolicyGradient,
+    Preference,
+    SequenceBatch,
+    completion_log_probs,
+    next_token,
+    pack_sequences,
+)
+from minnow.train.optimizer import OptimizerSettings
+from minnow.train.precision import compute_dtype
+
+EVALUATION_ROWS = 32
+"""Rows of held-out text per forward pass."""
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    documents: int = 4000
+
+
+@stage("tokenizer", TokenizerSettings, uses=("seed", "data", "model.vocab_size"))
+def tokenizer(context: StageContext[TokenizerSettings]) -> dict[str, Any]:
+    """Train the tokenizer on the recipe's text."""
+    texts, held_out = training_text(context.recipe, context.settings.documents)
+    made = train_tokenizer(texts, context.recipe.model.vocab_size)
+    made.save(context.folder / CHECKPOINT)
+    ids = made.encode_batch(held_out)
+    size = sum(len(text.encode()) for text in held_out)
+    return {"vocab_size": made.vocab_size, "bytes_per_token": size / max(1, sum(map(len, ids)))}
+
+
+@dataclass(frozen=True)
+class TextTrainingSettings:
+    """Pre-training: what is read and for how long.
+
+    Attributes:
+        documents: generated documents (pocket world); a text corpus is read whole.
+        row_length: tokens in a packed row.
+        rows: rows per step.
+    """
+
+    tokenizer: str = stage_input("tokenizer")
+    documents: int = 20_000
+    row_length: int = 256
+    rows: int = 32
+    measure_every: int = 50
+    training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
+
+
+def held_out_loss(model: Backbone, packed: Packed, text_bytes: int) -> dict[str, float]:
+    """Mean loss in nats per token and bits per byte over held-out rows."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(packed.tokens), EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            batch = Batch(
+                *(torch.from_numpy(a[rows].astype(np.int64)) for a in (packed.tokens, packed.targets, packed.documents))
+            )
+            loss = next_token(model, batch)
+            total, count = total + float(loss.total), count + int(loss.weight)
+    return {"held_out_loss": total / count, "bits_per_byte": total / math.log(2) / text_bytes}
+
+
+def train_stage(
+    context: StageContext[Any],
+    trainer: Trainer,
+    save_as: Tokenizer,
+    check: Any = None,
+    check_every: int = 0,
+) -> dict[str, Any]:
+    """Run a trainer under the stage's progress bar and save its checkpoint."""
+    context.metrics.rewind(trainer.done_steps)
+    with track(trainer.settings.steps, context.name, "step") as bar:
+
+        def progress(steps: int, note: str) -> None:
+            bar.advance(steps)
+            bar.note(note)
+
+        trainer.run(check, check_every, progress)
+    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, trainer.optimizer.weights())
+    return {
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "steps": trainer.done_steps,
+        "tokens": trainer.tokens,
+        "seconds": trainer.seconds,
+        "tokens_per_second": trainer.tokens / max(1e-9, trainer.seconds),
+        "final_loss": trainer.last_loss,
+    }
+
+
+@stage("pretrain", TextTrainingSettings)
+def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
+    """Next-token training from random weights."""
+    settings = context.settings
+    words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
+    corpus = context.state / "corpus"
+    texts, held_out = training_text(context.recipe, settings.documents)
+    if not corpus.exists():
+        rows = pack(((ids, None) for ids in tokenize_documents(texts, words)), settings.row_length, words.pad_id)
+        rows.save(corpus, words.digest)
+    packed = Packed.load(corpus, words.digest)
+    loader = Loader(packed, settings.rows, context.seed)
+    measured = pack(((ids, None) for ids in tokenize_documents(held_out, words)), settings.row_length, words.pad_id)
+    measured = Packed(*(a[: 8 * EVALUATION_ROWS] for a in (measured.tokens, measured.targets, measured.documents)))
+    size = _trained_bytes(measured, words)
+    model = Backbone(model_config(context.recipe, words))
+    model.initialise(context.seed)
+    trainer = Trainer(
+        model,
+        next_token,
+        lambda step: [loader.batch(step)],
+        settings.training,
+        context.record,
+        context.state / "train.pt",
+    )
+
+    def check(trainer: Trainer) -> bool:
+        numbers = held_out_loss(trainer.model, measured, size)
+        trainer.notes.update(numbers)
+        context.record(step=trainer.done_steps, tokens=trainer.tokens, seconds=trainer.seconds, **numbers)
+        return True
+
+    result = train_stage(context, trainer, words, check if size else None, settings.measure_every)
+    unique = int(np.count_nonzero(packed.documents))
+    return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
+
+
+def _trained_bytes(packed: Packed, words: Tokenizer) -> int:
+    """Bytes of text the targets of ``packed`` spell; end tokens spell none."""
+    return sum(
+        len(words.decode(row[row >= 0].tolist()).encode()) for row in packed.targets if (row >= 0).any()
+    )
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """Fine-tuning on worked examples.
+
+    Attributes:
+        examples: per task; ``tasks`` empty means all.
+        loop_prone: long-form examples (open pages, enumerations) on top.
+    """
+
+    checkpoint: str = stage_input("pretrain")
+    tasks: tuple[str, ...] = ()
+    examples: int = 1500
+    row_length: int = 256
+    rows: int = 32
+    training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=150))
+
+
+def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[list[int], list[bool]]]:
+    """Ids and completion masks of examples with their references."""
+    return [words.conversation([*e.messages, *e.reference], e.tools) for e in examples]
+
+
+@stage("sft", SftSettings)
+def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
+    """Train on the references of every task, on assistant tokens only."""
+    settings = context.settings
+    model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
+    examples = task_examples(context.recipe, settings.tasks, "train", settings.examples)
+    packed = pack(conversations(words, examples), settings.row_length, words.pad_id)
+    loader = Loader(packed, settings.rows, context.seed)
+    trainer = Trainer(
+        model,
+        next_token,
+        lambda step: [loader.batch(step)],
+        settings.training,
+        context.record,
+        context.state / "train.pt",
+    )
+    return train_stage(context, trainer, words) | {"epochs": loader.epochs(trainer.done_steps)}
+
+

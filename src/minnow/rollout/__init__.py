@@ -1,0 +1,6 @@
+"""Rollouts: prompts in, answers with provenance out."""
+
+from minnow.rollout.records import Engine, Prompt, Rollout, Sampling
+from minnow.rollout.torch_engine import TorchEngine
+
+__all__ = ["Engine", "Prompt", "Rollout", "Sampling", "TorchEngine"]

@@ -1,0 +1,57 @@
+"""What a rollout is, whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from minnow.loops import Loop
+
+Prompt = tuple[str, list[int]]
+"""Prompt id and token ids."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Neutral but for the temperature: no penalty of a checkpoint leaks in.
+
+    Attributes:
+        temperature: 0 is greedy.
+        max_new_tokens: the budget of one answer.
+        stop_on_loop: end a row as soon as a loop is certain (its reason is then ``"loop"``).
+    """
+
+    temperature: float = 0.0
+    max_new_tokens: int = 256
+    seed: int = 0
+    stop_on_loop: bool = True
+
+
+@dataclass
+class Rollout:
+    """One answer and how it came about.
+
+    Attributes:
+        text: the completion with its special tokens, without the final ``<|im_end|>``.
+        token_ids: the completion, the end token included when the model wrote it.
+        finish_reason: ``"stop"``, ``"length"`` or ``"loop"``.
+        log_probs: of each completion token under the model (temperature 1); empty when the engine has none.
+    """
+
+    prompt_id: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    sampling: Sampling
+    log_probs: list[float] = field(default_factory=list)
+    loop: Loop | None = None
+
+
+class Engine(Protocol):
+    """Anything that answers prompts: torch here, llama.cpp, a server."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """Answer every prompt; results come in the order of ``prompts``."""
+        ...

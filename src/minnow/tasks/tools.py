@@ -1,0 +1,106 @@
+"""The two tools of the pocket world as text: schemas, calls in the LFM2.5 format, search results.
+
+The agent calls :func:`format_hits` at run time, so what a model sees there is what it was trained on.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Protocol
+
+from minnow.tasks.names import split_of
+from minnow.tasks.types import Draft, Example, Score, Split
+
+SEARCH_SCHEMA: dict[str, Any] = {"name": "search", "parameters": {"query": "string"}}
+CALCULATOR_SCHEMA: dict[str, Any] = {"name": "calculator", "parameters": {"expression": "string"}}
+SEARCH_HITS = 2
+SENTENCES_SHOWN = 4
+CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
+NO_HITS = "No page found."
+
+
+class Titled(Protocol):
+    """Anything with a title and a text: a page, a search hit."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+def format_hits(pages: Sequence[Titled]) -> str:
+    """The text that the search tool returns: the best two pages, "Title: their first four sentences"."""
+    lines = [f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}" for page in pages[:SEARCH_HITS]]
+    return "\n".join(lines) or NO_HITS
+
+
+def sentences(text: str) -> list[str]:
+    """Split at white space after a full stop; keeps the stops."""
+    return re.split(r"(?<=\.)\s+", text.strip())
+
+
+def call_text(name: str, **arguments: str) -> str:
+    """One call as the model writes it: ``<|tool_call_start|>[search(query="Velmora")]<|tool_call_end|>``."""
+    listed = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+    return f"{CALL_START}[{name}({listed})]{CALL_END}"
+
+
+def call_turn(name: str, **arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": call_text(name, **arguments)}
+
+
+def first_call(text: str) -> dict[str, Any] | None:
+    """The first call in ``text`` as {"name", "arguments"}; None where there is none that can be read."""
+    found = re.search(rf"{re.escape(CALL_START)}(.*?){re.escape(CALL_END)}", text, re.DOTALL)
+    if not found:
+        return None
+    try:
+        calls = ast.parse(found[1].strip(), mode="eval").body
+        call = calls.elts[0] if isinstance(calls, ast.List) else None
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            return None
+        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {"name": call.func.id, "arguments": arguments}
+    except (SyntaxError, ValueError, IndexError, MemoryError, RecursionError):
+        return None
+
+
+def verify_call(example: Example, text: str) -> Score:
+    """Score the first call of a tool task's opening turn: name and arguments must equal the reference's."""
+    wanted, found = example.answer["calls"][0], first_call(text)
+    if found is None:
+        return Score.wrong("no readable tool call")
+    return Score.right() if found == wanted else Score.wrong(f"called {found}, not {wanted}")
+
+
+def score_answer(answer: dict[str, Any], text: str) -> Score:
+    """Right when the final text is the gold name or number, alone or as "The … is GOLD."."""
+    if CALL_START in text:
+        return Score.wrong("called a tool instead of answering")
+    found = re.sub(r"^the [a-z ]+? is ", "", " ".join(text.split()).casefold()).removesuffix(".").strip()
+    gold = answer["gold"]
+    return Score.right() if found == gold.casefold() else Score.wrong(f"answered {found[:60]!r}, not {gold!r}")
+
+
+def draw_calculation(rng: Random, split: Split) -> Draft:
+    """One calculator problem of ``split`` with its whole conversation; results are whole and not negative."""
+    while True:
+        first, second, sign = rng.randint(11, 999), rng.randint(11, 999), rng.choice("+-*")
+        if sign == "-" and second > first:
+            first, second = second, first
+        expression = f"{first} {sign} {second}"
+        if split_of(expression) == split:
+            break
+    result = str({"+": first + second, "-": first - second, "*": first * second}[sign])
+    question = rng.choice(("Use the calculator: what is {}?", "Use the calculator to work out {}.")).format(expression)
+    turns = [
+        call_turn("calculator", expression=expression),
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": result},
+    ]
+    calls = [{"name": "calculator", "arguments": {"expression": expression}}]
+    return Draft(question, turns, {"gold": result, "calls": calls}, [CALCULATOR_SCHEMA])

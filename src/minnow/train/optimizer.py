@@ -1,0 +1,174 @@
+"""One optimiser for a step: Muon for matrices, AdamW for the rest, fp32 masters behind the compute weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minnow.model import kernels
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Peak rate and its companions; Muon and AdamW share the rate because Muon's update is scaled to AdamW's size.
+
+    Attributes:
+        muon: use Muon for the matrices.
+        weight_decay: decoupled, on matrices only.
+        clip: gradient norm above which gradients are scaled down.
+    """
+
+    learning_rate: float = 3e-3
+    muon: bool = True
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrices by the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024).
+
+    Args:
+        matrices: ``[N, m, n]``, any float dtype; the iteration runs in it.
+
+    Returns:
+        ``[N, m, n]`` with singular values near 1 (0.7 to 1.2).
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True).to(x.dtype) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = 3.4445 * x + (torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)) @ x
+    return x.mT if tall else x
+
+
+@dataclass
+class _MuonGroup:
+    """Matrices of one shape that are orthogonalised together: ``(parameter index, first row, last row)``."""
+
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class Optimizer:
+    """Holds fp32 masters of a model's parameters and writes the compute weights after each update.
+
+    Args:
+        model: its parameters become the compute weights (cast to ``dtype``).
+        blocks: row sizes of the logical matrices inside fused ones, by parameter name; the names in it are Muon's.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype, blocks: dict[str, list[int]]
+    ) -> None:
+        self.settings = settings
+        self.names = [name for name, _ in model.named_parameters()]
+        self.masters = [parameter.detach().float().clone() for parameter in model.parameters()]
+        model.to(dtype)
+        self.parameters = list(model.parameters())
+        if dtype == torch.float32:
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                parameter.data = master
+        self.muon = {i for i, name in enumerate(self.names) if settings.muon and name in blocks}
+        self.groups: dict[tuple[int, int], _MuonGroup] = {}
+        for i in sorted(self.muon):
+            row = 0
+            for size in blocks[self.names[i]]:
+                columns = self.masters[i].shape[1]
+                self.groups.setdefault((size, columns), _MuonGroup()).blocks.append((i, row, row + size))
+                row += size
+        self.adam = [i for i in range(len(self.names)) if i not in self.muon]
+        self.first = [torch.zeros_like(master) for master in self.masters]
+        self.second = {i: torch.zeros_like(self.masters[i]) for i in self.adam}
+        self.steps = 0
+        self._sums: list[Tensor] | None = None
+
+    def collect(self) -> None:
+        """Take the gradients of one micro-batch; further calls before ``step`` add to them in float32."""
+        if self._sums is None:
+            self._sums = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+        else:
+            self._sums = [
+                total.float().add_(parameter.grad)  # type: ignore[arg-type]
+                for total, parameter in zip(self._sums, self.parameters, strict=True)
+            ]
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float, weight: float) -> float:
+        """Update from the collected gradient sums divided by ``weight``.
+
+        Returns:
+            The gradient norm before clipping; when it is not finite nothing is updated.
+        """
+        assert self._sums is not None, "collect() gradients before step()"
+        gradients, self._sums = self._sums, None
+        norm = kernels.grad_norm(gradients) / weight
+        if not torch.isfinite(torch.tensor(norm)):
+            return norm
+        self.steps += 1
+        scale = min(1.0, self.settings.clip / (norm + 1e-12)) / weight
+        settings = self.settings
+        kernels.adamw_step(
+            [self.masters[i] for i in self.adam],
+            [self.parameters[i].data for i in self.adam],
+            [gradients[i] for i in self.adam],
+            [self.first[i] for i in self.adam],
+            [self.second[i] for i in self.adam],
+            rate,
+            settings.betas,
+            settings.eps,
+            [settings.weight_decay if self.masters[i].dim() == 2 else 0.0 for i in self.adam],
+            self.steps,
+            scale,
+        )
+        self._muon_step(gradients, rate, scale)
+        return norm
+
+    def _muon_step(self, gradients: list[Tensor], rate: float, scale: float) -> None:
+        momentum, decay = self.settings.momentum, 1 - rate * self.settings.weight_decay
+        nesterov: dict[int, Tensor] = {}
+        for i in self.muon:
+            gradient = gradients[i].float().mul_(scale)
+            self.first[i].lerp_(gradient, 1 - momentum)
+            nesterov[i] = gradient.lerp_(self.first[i], momentum)
+        for (rows, columns), group in self.groups.items():
+            stacked = torch.stack([nesterov[i][start:end] for i, start, end in group.blocks])
+            update = orthogonalise(stacked.to(self.parameters[0].dtype))
+            # Scaled to the root-mean-square of an AdamW update (arXiv 2502.16982), so both share one rate.
+            size = 0.2 * max(rows, columns) ** 0.5 * rate
+            for (i, start, end), block in zip(group.blocks, update, strict=True):
+                self.masters[i][start:end].mul_(decay).add_(block, alpha=-size)
+        for i in self.muon:
+            if self.parameters[i].data is not self.masters[i]:
+                self.parameters[i].data.copy_(self.masters[i])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 masters by name."""
+        return dict(zip(self.names, self.masters, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Everything an exact resume needs."""
+        return {"steps": self.steps, "masters": self.masters, "first": self.first, "second": self.second}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state written by :meth:`state`."""
+        self.steps = state["steps"]
+        for mine, theirs in zip(self.masters + self.first, state["masters"] + state["first"], strict=True):
+            mine.copy_(theirs)
+        for i, theirs in state["second"].items():
+            self.second[i].copy_(theirs)
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the masters into the compute weights."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.data.copy_(master)

@@ -1,0 +1,346 @@
+"""Fused kernels against the float64 reference, forward and gradients.
+
+Tolerances: bfloat16 keeps 8 bits, so one rounding is off by at most 2^-9 relative. A fused operation rounds its
+result once from float32, hence ``BF16`` = 2^-8 relative (of the tensor's largest value for sums that cancel);
+attention's gradients and losses over the vocabulary also pass through rounded intermediates (the output, the logits)
+and get a few times that.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minnow.model import kernels
+from minnow.model.kernels import build, fused, reference
+
+BF16 = 2.0**-8
+EPS = 1e-5
+needs_library = pytest.mark.skipif(build.load().library is None, reason=build.load().description)
+shapes = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1000 * sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).bfloat16()
+
+
+def draw_documents(batch: int, length: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand((batch, length), generator=generator) < 0.15).long().cumsum(1)
+
+
+def close(actual: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> None:
+    scale = float(wanted.abs().max()) + 1e-30
+    error = float((actual.double() - wanted).abs().max()) / scale
+    assert error <= tolerance, f"{what}: off by {error:.2e} of the largest value, {tolerance:.2e} allowed"
+
+
+def compare(name: str, inputs: list[Tensor], rest: tuple, tolerance: float = BF16, gradient: float = 2 * BF16) -> None:
+    """Outputs and gradients of the fused operation against float64 with a random cotangent."""
+    ours = [x.detach().clone().requires_grad_() for x in inputs]
+    theirs = [x.detach().double().requires_grad_() for x in inputs]
+    results, wanted = getattr(kernels, name)(*ours, *rest), getattr(reference, name)(*theirs, *rest)
+    results, wanted = ((y,) if isinstance(y, Tensor) else y for y in (results, wanted))
+    cotangents = [draw(*y.shape, seed=9).to(y.dtype) for y in results]
+    for result, want in zip(results, wanted, strict=True):
+        assert result.grad_fn is not None and type(result.grad_fn).__name__.startswith("_"), "not the fused kernel"
+        close(result.detach(), want.detach(), tolerance, name)
+    torch.autograd.backward(results, cotangents)
+    torch.autograd.backward(wanted, [g.double() for g in cotangents])
+    for index, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        assert x.grad is not None and y.grad is not None and x.grad.dtype == x.dtype
+        close(x.grad, y.grad, gradient, f"{name} gradient {index}")
+
+
+sizes = st.integers(1, 70)
+
+
+@needs_library
+@shapes
+@given(rows=st.integers(1, 300), width=sizes)
+def test_norms(rows: int, width: int) -> None:
+    x, residual, weight = draw(rows, width), draw(rows, width, seed=1, scale=3.0), draw(width, seed=2)
+    compare("rms_norm", [x, weight], (EPS,))
+    compare("rms_norm", [x, weight.float()], (EPS,))
+    exact = x.double() + residual.double()
+    # Inputs whose sum is exact in bfloat16: the sum is rounded once by design and the norm takes the rounded one.
+    compare("add_rms_norm", [x, (exact.bfloat16().double() - x.double()).bfloat16(), weight], (EPS,), 2 * BF16, 3 * BF16)
+
+
+@needs_library
+@shapes
+@given(rows=st.integers(1, 100), width=sizes)
+def test_swiglu(rows: int, width: int) -> None:
+    compare("swiglu", [draw(rows, 2 * width, scale=4.0)], ())
+
+
+@needs_library
+@shapes
+@given(batch=st.integers(1, 3), length=st.integers(1, 150), width=sizes, taps=st.integers(2, 8), seed=st.integers(0, 99))
+def test_short_conv(batch: int, length: int, width: int, taps: int, seed: int) -> None:
+    documents = None if seed % 4 == 0 else draw_documents(batch, length, seed)
+    compare("short_conv", [draw(batch, length, 3 * width), draw(width, taps, seed=1)], (documents,))
+
+
+@needs_library
+@shapes
+@given(
+    batch=st.integers(1, 3), length=st.integers(1, 40), groups=st.integers(1, 3), half=st.integers(1, 36),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_qk_norm_rope(batch: int, length: int, groups: int, half: int, seed: int) -> None:
+    dim = 2 * half
+    angles = torch.randn((length, half), generator=torch.Generator().manual_seed(seed)).repeat(1, 2)
+    inputs = [draw(batch, length, 2 * groups, dim), draw(batch, length, groups, dim, seed=1)]
+    weights = [draw(dim, seed=2), draw(dim, seed=3)]
+    compare("qk_norm_rope", inputs + weights, (angles.cos(), angles.sin(), EPS))
+
+
+@needs_library
+@shapes
+@given(
+    batch=st.integers(1, 3), length=st.integers(1, 130), groups=st.integers(1, 2), sharing=st.integers(1, 4),
+    dim=st.sampled_from([16, 32, 64]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_attention(batch: int, length: int, groups: int, sharing: int, dim: int, seed: int) -> None:
+    documents = None if seed % 4 == 0 else draw_documents(batch, length, seed)
+    inputs = [draw(batch, length, groups * sharing, dim, scale=2.0)]
+    inputs += [draw(batch, length, groups, dim, seed=i) for i in (1, 2)]
+    compare("attention", inputs, (documents,), 2 * BF16, 6 * BF16)
+
+
+@needs_library
+def test_slices_of_one_projection_are_taken_as_they_are() -> None:
+    batch, length, heads, groups, dim = 2, 37, 4, 2, 32
+    qkv = draw(batch, length, heads + 2 * groups, dim)
+    angles = torch.randn((length, dim // 2), generator=torch.Generator().manual_seed(0)).repeat(1, 2)
+    weights = draw(dim, seed=2), draw(dim, seed=3)
+
+    def mixed(qkv: Tensor, operations: object) -> Tensor:
+        q, k, v = qkv.split([heads, groups, groups], dim=2)
+        q, k = operations.qk_norm_rope(q, k, *weights, angles.cos(), angles.sin(), EPS)  # type: ignore[attr-defined]
+        return operations.attention(q, k, v, None)  # type: ignore[attr-defined]
+
+    ours, theirs = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    result, wanted = mixed(ours, fused), mixed(theirs, reference)
+    close(result.detach(), wanted.detach(), 3 * BF16)
+    cotangent = draw(*result.shape, seed=9)
+    result.backward(cotangent)
+    wanted.backward(cotangent.double())
+    assert ours.grad is not None and theirs.grad is not None
+    close(ours.grad, theirs.grad, 8 * BF16)
+
+
+@needs_library
+def test_positions_of_each_row_of_a_decoding_step() -> None:
+    q, k = draw(5, 1, 4, 32), draw(5, 1, 2, 32, seed=1)
+    angles = torch.randn((5, 1, 16), generator=torch.Generator().manual_seed(0)).repeat(1, 1, 2)
+    weight = draw(32, seed=2)
+    arguments = (weight, weight, angles.cos(), angles.sin(), EPS)
+    for ours, wanted in zip(
+        kernels.qk_norm_rope(q, k, *arguments),
+        reference.qk_norm_rope(q.double(), k.double(), *arguments),
+        strict=True,
+    ):
+        close(ours, wanted, BF16)
+
+
+def draw_targets(count: int, vocabulary: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(vocabulary, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < 0.3, kernels.IGNORED, targets)
+
+
+@needs_library
+@shapes
+@given(count=st.integers(1, 80), width=st.integers(1, 40), vocabulary=st.integers(2, 300), seed=st.integers(0, 99))
+def test_losses_over_the_vocabulary(count: int, width: int, vocabulary: int, seed: int) -> None:
+    targets = draw_targets(count, vocabulary, seed)
+    inputs = [draw(count, width), draw(vocabulary, width, seed=1)]
+    # Logits are rounded to bfloat16: off by up to 2^-9 of their size (a few units), which the loss inherits.
+    compare("linear_cross_entropy", inputs, (targets,), 4 * BF16, 8 * BF16)
+    compare("token_log_probs", inputs, (targets,), 4 * BF16, 8 * BF16)
+
+
+@needs_library
+def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [draw(70, 24), draw(50, 24, seed=1)]
+    targets = draw_targets(70, 50, 3)
+    whole = fused.token_log_probs(*inputs, targets)
+    monkeypatch.setattr(fused, "CHUNK_LOGITS", 50 * 16)
+    torch.testing.assert_close(fused.token_log_probs(*inputs, targets), whole)
+    compare("linear_cross_entropy", inputs, (targets,), 4 * BF16, 8 * BF16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_trained_position_gives_zero(dtype: torch.dtype) -> None:
+    hidden, head = draw(4, 8).to(dtype).requires_grad_(), draw(10, 8).to(dtype).requires_grad_()
+    loss = kernels.linear_cross_entropy(hidden, head, torch.full((4,), kernels.IGNORED))
+    loss.backward()
+    assert float(loss) == 0.0 and hidden.grad is not None and not hidden.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_target_outside_the_vocabulary(dtype: torch.dtype) -> None:
+    with pytest.raises(IndexError):
+        kernels.linear_cross_entropy(draw(2, 8).to(dtype), draw(10, 8).to(dtype), torch.tensor([1, 10]))
+
+
+@needs_library
+def test_not_a_number_is_passed_on() -> None:
+    x = draw(3, 32)
+    x[1, 5] = math.nan
+    assert kernels.rms_norm(x, torch.ones(32), EPS)[1].isnan().all()
+    assert kernels.swiglu(x)[1].isnan().any()
+    assert kernels.linear_cross_entropy(x, draw(10, 32), torch.tensor([1, 2, 3])).isnan()
+    q = x.view(1, 3, 1, 32)
+    assert kernels.attention(q, q, q)[0, 1:].isnan().all()
+    assert math.isnan(kernels.grad_norm([x]))
+
+
+def test_documents_do_not_see_each_other() -> None:
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]])
+    parts = [slice(0, 3), slice(3, 7), slice(7, 8)]
+    bcx, taps = draw(1, 8, 96), draw(32, 3, seed=1)
+    q, k, v = (draw(1, 8, 2, 32, seed=i) for i in range(3))
+    for dtype in (torch.bfloat16, torch.float64):
+        whole = kernels.short_conv(bcx.to(dtype), taps, documents)
+        alone = [kernels.short_conv(bcx[:, part].to(dtype), taps) for part in parts]
+        torch.testing.assert_close(whole, torch.cat(alone, 1))
+        whole = kernels.attention(q.to(dtype), k.to(dtype), v.to(dtype), documents)
+        alone = [kernels.attention(*(x[:, part].to(dtype) for x in (q, k, v))) for part in parts]
+        torch.testing.assert_close(whole, torch.cat(alone, 1))
+
+
+def test_reference_equals_transformers_operations() -> None:
+    from transformers.models.lfm2 import modeling_lfm2 as hf
+
+    x = torch.randn((2, 9, 4, 32), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = hf.Lfm2RMSNorm(32, eps=EPS)
+    torch.testing.assert_close(reference.rms_norm(x.float(), norm.weight, EPS), norm(x.float()))
+    angles = torch.randn((9, 16), generator=torch.Generator().manual_seed(1)).repeat(1, 2)
+    ones = torch.ones(32)
+    q, k = reference.qk_norm_rope(x.float(), x[:, :, :2].float(), ones, ones, angles.cos(), angles.sin(), EPS)
+    cos, sin = angles.cos()[None], angles.sin()[None]
+    wanted = hf.apply_rotary_pos_emb(norm(x.float()), norm(x[:, :, :2].float()), cos, sin, unsqueeze_dim=2)
+    torch.testing.assert_close((q, k), wanted)
+    bcx, taps = torch.randn((2, 9, 12), generator=torch.Generator().manual_seed(2)), torch.randn(4, 3)
+    b, c, inner = bcx.transpose(1, 2).chunk(3, dim=1)
+    wanted_conv = (c * hf.causal_conv1d_fn(b * inner, taps)).transpose(1, 2)
+    torch.testing.assert_close(reference.short_conv(bcx, taps), wanted_conv)
+
+
+def optimiser_state(dtype: torch.dtype, shadowed: bool) -> tuple[list[Tensor], ...]:
+    shapes_ = [(130, 300), (7,), (1, 1)]
+    masters = [draw(*shape, seed=1).float() for shape in shapes_]
+    shadows = [master.bfloat16() for master in masters] if shadowed else masters
+    grads = [draw(*shape, seed=2).to(dtype) for shape in shapes_]
+    return masters, shadows, grads, [torch.zeros_like(m) for m in masters], [torch.zeros_like(m) for m in masters]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shadowed", [True, False])
+def test_adamw_equals_torch(dtype: torch.dtype, shadowed: bool) -> None:
+    masters, shadows, grads, mean, square = optimiser_state(dtype, shadowed)
+    theirs = [torch.nn.Parameter(master.double()) for master in masters]
+    decay = [0.1, 0.0, 0.01]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(theirs, decay, strict=True)]
+    optimiser = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(1, 6):
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.double() * 0.5 * step
+        optimiser.step()
+        scaled = [(grad.float() * step).to(dtype) for grad in grads]
+        for parameter, grad in zip(theirs, scaled, strict=True):
+            parameter.grad = grad.double() * 0.5
+        kernels.adamw_step(masters, shadows, scaled, mean, square, 3e-3, (0.9, 0.95), 1e-8, decay, step, 0.5)
+    for ours, wanted, shadow in zip(masters, theirs, shadows, strict=True):
+        # float32 state against float64: five updates of 3e-3, each to about 1e-6 relative.
+        torch.testing.assert_close(ours, wanted.detach().float(), rtol=1e-5, atol=3e-2 * BF16 if dtype == torch.bfloat16 else 1e-6)
+        assert torch.equal(shadow, ours.to(shadow.dtype))
+
+
+@needs_library
+def test_adamw_fused_equals_reference() -> None:
+    one, two = optimiser_state(torch.bfloat16, True), optimiser_state(torch.bfloat16, True)
+    for step in (1, 2, 3):
+        for state, implementation in ((one, kernels), (two, reference)):
+            implementation.adamw_step(*state, 1e-2, (0.9, 0.999), 1e-8, [0.1] * 3, step, 0.7)
+    torch.testing.assert_close(one[0], two[0], rtol=1e-5, atol=1e-6)
+
+
+@needs_library
+def test_grad_norm() -> None:
+    grads = [draw(200, 333), draw(5, seed=1).float(), draw(3, seed=2).double()]
+    wanted = math.sqrt(sum(float(grad.double().square().sum()) for grad in grads))
+    assert kernels.grad_norm(grads) == pytest.approx(wanted, rel=1e-5)
+    assert kernels.grad_norm([]) == 0.0
+
+
+def training_pass(threads: int) -> list[Tensor]:
+    """Every operation once, large enough for more than one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        documents = draw_documents(4, 260, 5)
+        wide = draw(4, 260, 384).requires_grad_()
+        weight, taps = draw(128, seed=1).requires_grad_(), draw(128, 3, seed=2).requires_grad_()
+        mixed = fused.short_conv(wide, taps, documents)
+        total, normed = fused.add_rms_norm(mixed, wide[..., :128], weight, EPS)
+        heads = normed.unflatten(-1, (4, 32))
+        cos = torch.linspace(-1, 1, 260)[:, None].expand(260, 32)
+        norms = torch.ones(32).requires_grad_()
+        q, k = fused.qk_norm_rope(heads, heads[:, :, :2], norms, norms, cos, (1 - cos**2).sqrt(), EPS)
+        out = fused.swiglu(fused.attention(q, k, heads[:, :, 2:], documents).flatten(-2)) + total[..., :64]
+        out.backward(draw(*out.shape, seed=9))
+        grads = [wide.grad, weight.grad, taps.grad, norms.grad]
+        return [out.detach(), *[grad for grad in grads if grad is not None]]
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_library
+def test_thread_count_changes_no_bit() -> None:
+    one, two, again = training_pass(1), training_pass(2), training_pass(2)
+    assert len(one) == 5
+    assert all(map(torch.equal, one, two)) and all(map(torch.equal, two, again))
+
+
+@needs_library
+def test_no_second_pool_of_threads() -> None:
+    script = (
+        "import re, torch; from minnow.model import kernels\n"
+        "kernels.rms_norm(torch.randn(4096, 64).bfloat16(), torch.ones(64), 1e-5)\n"
+        "print(len(set(re.findall(r'/\\S*(?:gomp|iomp)\\S*', open('/proc/self/maps').read()))), kernels.describe())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 fused C (")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"MINNOW_KERNELS": "torch"}, "pure torch: MINNOW_KERNELS=torch"),
+        ({"CC": "/no/such/compiler"}, "pure torch: no C compiler found"),
+        ({"CC": "false"}, "pure torch: false failed"),
+    ],
+)
+def test_fallback_says_why(variables: dict[str, str], wanted: str) -> None:
+    script = (
+        "import torch; from minnow.model import kernels\n"
+        "assert kernels.swiglu(torch.ones(2, 8).bfloat16()).shape == (2, 4)\n"
+        "print(kernels.describe())\n"
+    )
+    environment = {**os.environ, **variables}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith(wanted)
