@@ -17,7 +17,7 @@ demo: setup
 	$(VENV)/bin/minnow run $(RECIPE)
 
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 $(TESTS)
 
 lint: setup
 	$(VENV)/bin/ruff check src tests benchmarks

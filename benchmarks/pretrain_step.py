@@ -106,7 +106,7 @@ def training_step(config: ModelConfig, rows: int, length: int, mean: int) -> Cal
         )  # fmt: skip
         for parameter in shadows:
             parameter.grad = None
-        return float(loss)
+        return float(loss.detach())
 
     return run
 

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from minnow.agent import Answered, Called, ChatSession, Limits, Returned, SearchIndex, Tool, calculator_tool, chat, search_tool
+from minnow.agent import (
+    Answered,
+    Called,
+    ChatSession,
+    Limits,
+    Returned,
+    SearchIndex,
+    Tool,
+    calculator_tool,
+    chat,
+    search_tool,
+)
 from minnow.errors import UserError
 
 Make = Callable[..., Any]  # a ScriptedEngine of conftest.py
@@ -42,7 +53,11 @@ def test_the_conversation_is_remembered_and_reset(scripted: Make) -> None:
     session = make_session(engine)
     for text in ("Hi", "Where?"):
         list(session.send(text))
-    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Where?"}]
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Where?"},
+    ]
     assert engine.prompts[1] == engine.tokenizer.prompt(said)
     session.reset()
     list(session.send("Where?"))
@@ -102,7 +117,9 @@ def test_commands(scripted: Make) -> None:
     assert len(engine.prompts) == 2 and "/reset" in shown
     question = [{"role": "user", "content": "first"}]
     assert engine.prompts[0] == engine.tokenizer.prompt(question)
-    assert engine.prompts[1] == engine.tokenizer.prompt([{"role": "user", "content": "second"}], [calculator_tool().schema()])
+    assert engine.prompts[1] == engine.tokenizer.prompt(
+        [{"role": "user", "content": "second"}], [calculator_tool().schema()]
+    )
     assert talk(make_session(scripted("x")), "/tools on\n") == "tools off (this chat has none)\n"
 
 

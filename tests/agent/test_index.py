@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from minnow.agent.index import TITLE_BONUS, TITLE_WEIGHT
 from minnow.errors import UserError
 
 SYLLABLES = ["ba", "ko", "ri", "tu", "mel", "dor", "van", "is", "qua", "len"]
-COMMON = "the of and is a in by river town which lies near it has people".split()
+COMMON = ["the", "of", "and", "is", "a", "in", "by", "river", "town", "which", "lies", "near", "it", "has", "people"]
 
 
 def name(source: random.Random) -> str:
@@ -24,10 +25,10 @@ def name(source: random.Random) -> str:
 def make_pages(count: int, words: int, seed: int = 0) -> list[tuple[str, str, str]]:
     source = random.Random(seed)
     pages = []
+    vocabulary = COMMON * 60 + [name(source) for _ in range(600)]
     for number in range(count):
         title = f"{name(source)} {name(source)}"
-        text = " ".join(source.choice(COMMON) if source.random() < 0.6 else name(source) for _ in range(words))
-        pages.append((f"p{number}", title, f"{title} {text}"))
+        pages.append((f"p{number}", title, f"{title} {' '.join(source.choices(vocabulary, k=words))}"))
     return pages
 
 
@@ -66,7 +67,7 @@ def test_scores_equal_brute_force_bm25(small: int, monkeypatch: pytest.MonkeyPat
             continue
         terms = [[word] for word in query]
         holding = {word: sum(word in text.lower().split() for _, _, text in pages) for word in query}
-        terms += [[a, b] for a, b in zip(query, query[1:], strict=False) if small or max(holding[a], holding[b]) <= 30]
+        terms += [[a, b] for a, b in pairwise(query) if small or max(holding[a], holding[b]) <= 30]
         wanted = bm25(pages, terms)
         # The titles consist of rare words alone, and none is in these queries, so no bonus applies.
         for hit in index.search(" ".join(query), 5):
@@ -86,7 +87,9 @@ def test_the_page_named_in_the_query_comes_first() -> None:
     assert index.search("velm osk", 1)[0].id == "c"
     assert index.search("Velm", 1)[0].id == "b"
     assert index.search("who was VELM OSK, the person?", 2)[0].id == "c"
-    assert [hit.id for hit in index.search("velm osk", 3)] == ["c", "b", "d"]
+    # The title "Velm" inside "Velm Osk" earns nothing of its own.
+    assert [hit.id for hit in index.search("velm osk", 3)] == ["c", "d", "a"]
+    assert {hit.id for hit in index.search("is Velm Osk from Velm or by a river?", 2)} == {"c", "a"}
     assert index.search("eze tarn", 1)[0].id == "e"
     hit = index.search("river", 1)[0]
     assert (hit.id, hit.title, hit.text) == ("a", *pages[0][1:]) and TITLE_BONUS <= hit.score < 2 * TITLE_BONUS
@@ -165,7 +168,6 @@ def test_a_truncated_or_overwritten_index_is_a_user_error(tmp_path: Path) -> Non
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises(UserError, match="build it again"):
         SearchIndex.open(path)
-
 
 
 def test_an_index_damaged_while_open_is_a_user_error(tmp_path: Path) -> None:

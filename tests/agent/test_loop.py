@@ -45,7 +45,14 @@ def test_two_hops_to_an_answer(scripted: Make, index: SearchIndex) -> None:
     tools = [search_tool(index), calculator_tool()]
     trace = run_one(engine, tools)
     assert (trace.finish, trace.answer, trace.turns) == ("answer", "She was born in Tarn.", 3)
-    assert [message["role"] for message in trace.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert [message["role"] for message in trace.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
     assert trace.messages[2]["content"] == trace.calls[0].result == format_hits(index.search("Velm", 2))
     assert [(c.name, c.arguments, c.worked) for c in trace.calls] == [
         ("search", {"query": "Velm"}, True),
@@ -63,17 +70,27 @@ def test_two_hops_to_an_answer(scripted: Make, index: SearchIndex) -> None:
 
 
 def test_unfinished_conversations_share_each_turn(scripted: Make, tokenizer: Tokenizer) -> None:
-    scripts = {"a": ["done a"], "b": [call("echo(text='1')"), "done b"], "c": [call("echo(text='2')"), call("echo(text='3')"), "done c"]}
+    scripts = {
+        "a": ["done a"],
+        "b": [call("echo(text='1')"), "done b"],
+        "c": [call("echo(text='2')"), call("echo(text='3')"), "done c"],
+    }
     engine = scripted(**{name: list(lines) for name, lines in scripts.items()})
     tasks = [ask(f"question {name}", name) for name in "abc"]
     traces = run_agent(engine, tokenizer, tasks, [echo()], Limits(max_new_tokens=7), Sampling(0.5, 99, seed=4))
     assert engine.batches == [["a", "b", "c"], ["b", "c"], ["c"]]
     assert [trace.answer for trace in traces] == ["done a", "done b", "done c"]
-    assert [(s.temperature, s.max_new_tokens, s.seed) for s in engine.samplings] == [(0.5, 7, 4), (0.5, 7, 5), (0.5, 7, 6)]
+    assert [(s.temperature, s.max_new_tokens, s.seed) for s in engine.samplings] == [
+        (0.5, 7, 4),
+        (0.5, 7, 5),
+        (0.5, 7, 6),
+    ]
     assert tasks[1].messages == [{"role": "user", "content": "question b"}]  # the task itself is left alone
     # A conversation does not depend on its neighbours: the reference is each one run alone.
     for task, trace in zip(tasks, traces, strict=True):
-        alone = run_agent(scripted(**{task.id: list(scripts[task.id])}), tokenizer, [task], [echo()], Limits(max_new_tokens=7))[0]
+        alone = run_agent(
+            scripted(**{task.id: list(scripts[task.id])}), tokenizer, [task], [echo()], Limits(max_new_tokens=7)
+        )[0]
         assert alone.messages == trace.messages and alone.prompt_tokens == trace.prompt_tokens
 
 
@@ -81,7 +98,10 @@ def test_no_tasks_and_no_tools(scripted: Make, tokenizer: Tokenizer) -> None:
     engine = scripted(call("search(query='x')"), "From memory.")
     assert run_agent(engine, tokenizer, [], []) == [] and engine.batches == []
     trace = run_one(engine, [])
-    assert trace.answer == "From memory." and trace.calls[0].result == "error: there is no tool search; answer without tools."
+    assert (
+        trace.answer == "From memory."
+        and trace.calls[0].result == "error: there is no tool search; answer without tools."
+    )
     assert engine.prompts[0] == tokenizer.prompt([{"role": "user", "content": "Who?"}])
 
 
@@ -138,7 +158,9 @@ def test_calls_are_limited_but_the_last_result_is_read(scripted: Make) -> None:
     trace = run_one(scripted(*lines), [echo()], max_calls=2)
     assert (trace.finish, len(trace.calls), trace.turns) == ("limit", 2, 3)
     assert run_one(scripted(*lines[:2], "fine"), [echo()], max_calls=2).finish == "answer"
-    assert len(run_one(scripted(call(", ".join(f"echo(text='{i}')" for i in range(9)))), [echo()], max_calls=2).calls) == 2
+    assert (
+        len(run_one(scripted(call(", ".join(f"echo(text='{i}')" for i in range(9)))), [echo()], max_calls=2).calls) == 2
+    )
     bad = [call(f"echo({i})") + f"{i}" for i in range(9)]
     assert (run_one(scripted(*bad), [echo()], max_calls=2).finish, len(bad)) == ("limit", 9)
 
@@ -164,7 +186,9 @@ def test_length_and_token_loops_are_labelled(scripted: Make) -> None:
 def test_a_full_context_ends_only_its_own_conversation(scripted: Make, tokenizer: Tokenizer) -> None:
     long = Tool("long", "", {}, lambda: "word " * 200)
     engine = scripted(a=[call("long()"), "never"], b=[call("long2()"), "fine"])
-    a, b = run_agent(engine, tokenizer, [ask("?", "a"), ask("?", "b")], [long], Limits(max_context=400, max_new_tokens=50))
+    a, b = run_agent(
+        engine, tokenizer, [ask("?", "a"), ask("?", "b")], [long], Limits(max_context=400, max_new_tokens=50)
+    )
     assert (a.finish, a.answer, b.finish, b.answer) == ("length", "", "answer", "fine")
     assert all(len(prompt) + 50 <= 400 for prompt in engine.prompts)
 

@@ -8,6 +8,7 @@ import pytest
 
 from minnow.device.card import device_card
 from minnow.device.gguf_export import GgufFile
+from minnow.device.llama_cpp import LlamaCpp
 from minnow.device.profile import profile, profile_file
 from minnow.errors import UserError
 
@@ -34,8 +35,30 @@ def test_shape_that_the_report_reads(measured: dict[str, Any], exported: dict[st
         for each in entry["prefill"]:
             assert each["tokens_per_second"] == pytest.approx(1e3 * each["tokens"] / each["p50_ms"])
             assert each["ttft_ms"] >= each["p50_ms"] and each["p95_ms"] >= each["p50_ms"] > 0
-        assert entry["prefill"][1]["p50_ms"] > entry["prefill"][0]["p50_ms"]
         assert entry["decode"][0]["p95_ms"] >= entry["decode"][0]["p50_ms"] > 0
+
+
+def test_figures_from_known_times(exported: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up does not count; medians over repeats, spread over repeats, percentiles over tokens."""
+    prompt_ms, token_ms = iter([99.0, 2.0, 4.0, 3.0]), iter([99.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(
+        LlamaCpp, "time_prefill", lambda self, ids: {"prefill_ms": (ms := next(prompt_ms)), "ttft_ms": ms + 0.5}
+    )
+    monkeypatch.setattr(LlamaCpp, "time_decode", lambda self, ids, n: [next(token_ms)] * n)
+    entry = profile_file(exported["F16"].file, 1, (30,), (10,), repeats=3)
+    assert entry["prefill"] == [
+        {
+            "tokens": 30,
+            "tokens_per_second": pytest.approx(10_000),
+            "ttft_ms": 3.5,
+            "p50_ms": 3.0,
+            "p95_ms": pytest.approx(3.9),
+            "spread": pytest.approx((2 / 3) ** 0.5 / 3),
+        }
+    ]
+    (decode,) = entry["decode"]
+    assert (decode["depth"], decode["tokens_per_second"], decode["p50_ms"], decode["p95_ms"]) == (10, 500.0, 2.0, 4.0)
+    assert decode["spread"] == pytest.approx((14 / 9) ** 0.5 / (7 / 3)) and entry["noisy"]
 
 
 def test_load_of_other_processes_is_flagged(exported: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch) -> None:

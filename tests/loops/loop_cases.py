@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 PIECE = re.compile(r"\d| ?[^\W\d_]{1,4}|[^\w]|_")
 SYLLABLES = [c + v for c in "bdfghjklmnprstvwz" for v in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")]
@@ -118,8 +119,11 @@ def sentence_shuffle(rng: random.Random) -> Case:
 
 def cycling_walk(rng: random.Random) -> Case:
     places = names(rng, rng.randint(2, 4))
-    text = "Start at " + name(rng) + "." + "".join(
-        f" Go from {places[i % len(places)]} to {places[(i + 1) % len(places)]}." for i in range(40)
+    text = (
+        "Start at "
+        + name(rng)
+        + "."
+        + "".join(f" Go from {places[i % len(places)]} to {places[(i + 1) % len(places)]}." for i in range(40))
     )
     return Case("period", "walk in a circle", Vocabulary().encode(text), text=text)
 
@@ -234,7 +238,7 @@ def column_sum(rng: random.Random) -> str:
 def long_walk(rng: random.Random) -> str:
     places = names(rng, rng.randint(12, 30))
     path = [rng.choice(places) for _ in range(rng.randint(15, 45))]
-    return "".join(f"Go from {a} to {b}. " for a, b in zip(path, path[1:], strict=False))
+    return "".join(f"Go from {a} to {b}. " for a, b in pairwise(path))
 
 
 def restated(rng: random.Random) -> str:
@@ -261,8 +265,11 @@ def multiplication_table(rng: random.Random) -> str:
 
 
 def calendar(rng: random.Random) -> str:
-    return "".join(f"2026-{month:02d}-{day:02d}: {rng.choice(['rain', 'sun', 'wind', 'snow'])}\n"
-                   for month in range(1, 4) for day in range(1, rng.randint(12, 28)))
+    return "".join(
+        f"2026-{month:02d}-{day:02d}: {rng.choice(['rain', 'sun', 'wind', 'snow'])}\n"
+        for month in range(1, 4)
+        for day in range(1, rng.randint(12, 28))
+    )
 
 
 def matrix(rng: random.Random) -> str:

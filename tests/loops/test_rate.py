@@ -22,7 +22,7 @@ def test_mirror_image() -> None:
 
 
 def test_as_dict_has_six_digits() -> None:
-    assert Rate(1, 3).as_dict() == {"count": 1, "total": 3, "rate": 0.333333, "low": 0.061492, "high": 0.792345}
+    assert Rate(1, 3).as_dict() == {"count": 1, "total": 3, "rate": 0.333333, "low": 0.061492, "high": 0.79234}
     assert Rate(20, 20).as_dict()["high"] == 1.0
     assert Rate(0, 0).as_dict() == {"count": 0, "total": 0, "rate": 0.0, "low": 0.0, "high": 1.0}
 

@@ -17,7 +17,7 @@ WORDS_IN_PARAGRAPH = 60 + PARAGRAPH.count(".")
 # Which rules speak of a loop on which text; worked out by hand from the rules' statements.
 VECTORS: list[tuple[str, str, set[str]]] = [
     ("prose", prose(random.Random(2), 400), set()),
-    ("sentence x3", INTRO + SENTENCE * 3, {"hiraoka"}),
+    ("sentence x3", INTRO + SENTENCE * 3, set()),
     (
         "sentence x4",
         INTRO + SENTENCE * 4,
@@ -43,7 +43,7 @@ VECTORS: list[tuple[str, str, set[str]]] = [
         PARAGRAPH * 21,
         {"antidoom", "30-gram-x20", "period-x-repeats-500", "vllm-1..128-x4", "vllm-16..1024-x4"},
     ),
-    ("divider", PARAGRAPH + "-" * 61, {"antidoom", "vllm-1..128-x4", "vllm-16..1024-x4", "hiraoka"}),
+    ("divider", PARAGRAPH + "-" * 61, {"antidoom", "30-gram-x20", "vllm-1..128-x4", "hiraoka"}),
     ("short divider", PARAGRAPH + "- " * 9 + "\n" + PARAGRAPH, set()),
     ("empty", "", set()),
 ]
@@ -57,12 +57,14 @@ def test_vectors(text: str, speaking: set[str]) -> None:
 def test_onsets() -> None:
     text = INTRO + SENTENCE * 70
     second = len(INTRO) + len(SENTENCE)
-    assert RULES["antidoom"](text) == TextLoop(second - 1, 32, pytest.approx(70 + 1 / 32))  # the space before it too
-    assert RULES["30-gram-x20"](text) == TextLoop(second, 32, 67.0)  # 560 words hold 67 of them at one phase
-    assert RULES["period-x-repeats-500"](text) == TextLoop(second, 32, pytest.approx(70 + 1 / 8))
+    assert RULES["antidoom"](text) == TextLoop(
+        second - 2, 32, pytest.approx(70 + 2 / 32)
+    )  # ". " before it belongs to it
+    assert RULES["30-gram-x20"](text) == TextLoop(second - 2, 32, 67.0)
+    assert RULES["period-x-repeats-500"](text) == TextLoop(second - 2, 32, pytest.approx(70 + 1 / 8))
     assert RULES["repeated-sentences"](text) == TextLoop(second - 1, 32, 70.0)  # sentences keep their leading space
-    assert RULES["vllm-1..128-x4"](text) == TextLoop(second, 32, pytest.approx(70 + 1 / 8))
-    assert RULES["vllm-16..1024-x4"](text) == TextLoop(second + 32, 64, pytest.approx(35 + 1 / 16))
+    assert RULES["vllm-1..128-x4"](text) == TextLoop(second - 2, 32, pytest.approx(70 + 1 / 8))
+    assert RULES["vllm-16..1024-x4"](text) == TextLoop(second + 30, 64, pytest.approx(35 + 1 / 16))
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)

@@ -9,9 +9,10 @@ and get a few times that.
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minnow.model import kernels
-from minnow.model.kernels import build, fused, reference
+from minnow.model.kernels import build, fused, fused_training, reference
 
 BF16 = 2.0**-8
 EPS = 1e-5
@@ -73,7 +74,9 @@ def test_norms(rows: int, width: int) -> None:
     compare("rms_norm", [x, weight.float()], (EPS,))
     exact = x.double() + residual.double()
     # Inputs whose sum is exact in bfloat16: the sum is rounded once by design and the norm takes the rounded one.
-    compare("add_rms_norm", [x, (exact.bfloat16().double() - x.double()).bfloat16(), weight], (EPS,), 2 * BF16, 3 * BF16)
+    compare(
+        "add_rms_norm", [x, (exact.bfloat16().double() - x.double()).bfloat16(), weight], (EPS,), 2 * BF16, 3 * BF16
+    )
 
 
 @needs_library
@@ -85,7 +88,9 @@ def test_swiglu(rows: int, width: int) -> None:
 
 @needs_library
 @shapes
-@given(batch=st.integers(1, 3), length=st.integers(1, 150), width=sizes, taps=st.integers(2, 8), seed=st.integers(0, 99))
+@given(
+    batch=st.integers(1, 3), length=st.integers(1, 150), width=sizes, taps=st.integers(2, 8), seed=st.integers(0, 99)
+)
 def test_short_conv(batch: int, length: int, width: int, taps: int, seed: int) -> None:
     documents = None if seed % 4 == 0 else draw_documents(batch, length, seed)
     compare("short_conv", [draw(batch, length, 3 * width), draw(width, taps, seed=1)], (documents,))
@@ -175,9 +180,9 @@ def test_losses_over_the_vocabulary(count: int, width: int, vocabulary: int, see
 def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [draw(70, 24), draw(50, 24, seed=1)]
     targets = draw_targets(70, 50, 3)
-    whole = fused.token_log_probs(*inputs, targets)
-    monkeypatch.setattr(fused, "CHUNK_LOGITS", 50 * 16)
-    torch.testing.assert_close(fused.token_log_probs(*inputs, targets), whole)
+    whole = fused_training.token_log_probs(*inputs, targets)
+    monkeypatch.setattr(fused_training, "CHUNK_LOGITS", 50 * 16)
+    torch.testing.assert_close(fused_training.token_log_probs(*inputs, targets), whole)
     compare("linear_cross_entropy", inputs, (targets,), 4 * BF16, 8 * BF16)
 
 
@@ -186,7 +191,7 @@ def test_no_trained_position_gives_zero(dtype: torch.dtype) -> None:
     hidden, head = draw(4, 8).to(dtype).requires_grad_(), draw(10, 8).to(dtype).requires_grad_()
     loss = kernels.linear_cross_entropy(hidden, head, torch.full((4,), kernels.IGNORED))
     loss.backward()
-    assert float(loss) == 0.0 and hidden.grad is not None and not hidden.grad.any()
+    assert float(loss.detach()) == 0.0 and hidden.grad is not None and not hidden.grad.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -257,16 +262,14 @@ def test_adamw_equals_torch(dtype: torch.dtype, shadowed: bool) -> None:
     groups = [{"params": [p], "weight_decay": d} for p, d in zip(theirs, decay, strict=True)]
     optimiser = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
     for step in range(1, 6):
-        for parameter, grad in zip(theirs, grads, strict=True):
-            parameter.grad = grad.double() * 0.5 * step
-        optimiser.step()
         scaled = [(grad.float() * step).to(dtype) for grad in grads]
         for parameter, grad in zip(theirs, scaled, strict=True):
             parameter.grad = grad.double() * 0.5
+        optimiser.step()
         kernels.adamw_step(masters, shadows, scaled, mean, square, 3e-3, (0.9, 0.95), 1e-8, decay, step, 0.5)
     for ours, wanted, shadow in zip(masters, theirs, shadows, strict=True):
-        # float32 state against float64: five updates of 3e-3, each to about 1e-6 relative.
-        torch.testing.assert_close(ours, wanted.detach().float(), rtol=1e-5, atol=3e-2 * BF16 if dtype == torch.bfloat16 else 1e-6)
+        # float32 state against float64: five updates of 3e-3, each good to about 1e-6 relative.
+        torch.testing.assert_close(ours, wanted.detach().float(), rtol=1e-6, atol=1e-7)
         assert torch.equal(shadow, ours.to(shadow.dtype))
 
 
@@ -328,19 +331,44 @@ def test_no_second_pool_of_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "wanted"),
+    ("variable", "value", "wanted"),
     [
-        ({"MINNOW_KERNELS": "torch"}, "pure torch: MINNOW_KERNELS=torch"),
-        ({"CC": "/no/such/compiler"}, "pure torch: no C compiler found"),
-        ({"CC": "false"}, "pure torch: false failed"),
+        ("MINNOW_KERNELS", "torch", "pure torch: MINNOW_KERNELS=torch"),
+        ("CC", "/no/such/compiler", "pure torch: no C compiler found"),
+        ("CC", "false", "pure torch: false failed"),
     ],
 )
-def test_fallback_says_why(variables: dict[str, str], wanted: str) -> None:
-    script = (
-        "import torch; from minnow.model import kernels\n"
-        "assert kernels.swiglu(torch.ones(2, 8).bfloat16()).shape == (2, 4)\n"
-        "print(kernels.describe())\n"
-    )
-    environment = {**os.environ, **variables}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.startswith(wanted)
+def test_fallback_says_why_and_works(variable: str, value: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINNOW_KERNELS", raising=False)
+    monkeypatch.setenv(variable, value)
+    found = build.load.__wrapped__()
+    assert found.library is None and found.description.startswith(wanted)
+    monkeypatch.setattr(build, "load", lambda: found)
+    assert kernels.describe() == found.description
+    x = draw(2, 8)
+    torch.testing.assert_close(kernels.swiglu(x), reference.swiglu(x), rtol=0, atol=0)
+    assert kernels.grad_norm([x]) == pytest.approx(reference.grad_norm([x]))
+    state = optimiser_state(torch.bfloat16, True)
+    kernels.adamw_step(*state, 1e-2, (0.9, 0.999), 1e-8, [0.1] * 3, 1, 1.0)
+    assert all(torch.equal(master.bfloat16(), shadow) for master, shadow in zip(state[0], state[1], strict=True))
+
+
+def test_library_is_built_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def compiler(command: list[str]) -> None:
+        commands.append(command)
+        Path(command[command.index("-o") + 1]).write_bytes(b"built")
+
+    monkeypatch.setattr(build, "_run", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = build._compiled("cc", "cc 1.0", True)
+    assert first.read_bytes() == b"built" and tmp_path in first.parents and len(commands) == 2
+    assert build._compiled("cc", "cc 1.0", True) == first and len(commands) == 2
+    assert build._compiled("cc", "cc 2.0", True) != first
+    assert not any("-fopenmp" in command for command in commands if "-shared" in command)
+    # A home that cannot be written costs the cache, not the kernels.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert build._compiled("cc", "cc 1.0", True).read_bytes() == b"built"

@@ -1,4 +1,4 @@
-"""A made-up run folder in the shapes of docs/architecture.md, for the report's tests only: no number here was measured."""
+"""A made-up run folder in the shapes of docs/architecture.md, for the report's tests: no number here was measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_stage(folder: Path, name: str, result: dict[str, Any], metrics: list[d
     (stage / "result.json").write_text(json.dumps(result))
     if metrics:
         (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    (stage / "done.json").write_text("{}")
+    (stage / "done.json").write_text(json.dumps({"seconds": 12.5, "peak_rss_bytes": 640_000_000}))
 
 
 def curve(parameters: int, tokens: int, seconds: float, steps: int, low: float) -> list[dict[str, Any]]:
@@ -51,20 +51,44 @@ def examples(stage: str) -> list[dict[str, Any]]:
     walk = "start at K7. go to M2. go to P4. "
     step = "go to M2. go to P4. "
     return [
-        {"task": "enumeration", "prompt": "List all towns of Velmora.", "text": towns + copy * 18 + "Harr",
-         "onset_character": len(towns + copy), "kind": "period", "period": 9, "copies": 17.2, "temperature": 0.0},
-        {"task": "walks", "prompt": f"Find a way from K7 to Z1. {HOSTILE}", "text": HOSTILE + walk + step * 22,
-         "onset_character": len(HOSTILE + walk), "kind": "period", "period": 10, "copies": 22.0, "temperature": 0.0},
-    ]  # fmt: skip
+        {
+            "task": "enumeration",
+            "prompt": "List all towns of Velmora.",
+            "text": towns + copy * 18 + "Harr",
+            "onset_character": len(towns + copy),
+            "kind": "period",
+            "period": 9,
+            "copies": 17.2,
+            "temperature": 0.0,
+        },
+        {
+            "task": "walks",
+            "prompt": f"Find a way from K7 to Z1. {HOSTILE}",
+            "text": HOSTILE + walk + step * 22,
+            "onset_character": len(HOSTILE + walk),
+            "kind": "period",
+            "period": 10,
+            "copies": 22.0,
+            "temperature": 0.0,
+        },
+    ]
 
 
 def measure(stage: str, loops: tuple[int, int, int], scores: tuple[int, ...]) -> dict[str, Any]:
     prompts = ("enumeration", "pages", "walks", "chains")
     entries = []
     for temperature, count in zip((0.0, 0.3, 1.0), loops, strict=True):
-        split = {p: wilson(min(125, round(count * w)), 125) for p, w in zip(prompts, (0.5, 0.25, 0.2, 0.05), strict=True)}
+        split = {
+            p: wilson(min(125, round(count * w)), 125) for p, w in zip(prompts, (0.5, 0.25, 0.2, 0.05), strict=True)
+        }
         entries.append(
-            {"temperature": temperature, "max_new_tokens": 512, **wilson(count, 500), "truncated": count // 9, "by_task": split}
+            {
+                "temperature": temperature,
+                "max_new_tokens": 512,
+                **wilson(count, 500),
+                "truncated": count // 9,
+                "by_task": split,
+            }
         )
     return {
         "stage": stage,
@@ -78,7 +102,11 @@ def measure(stage: str, loops: tuple[int, int, int], scores: tuple[int, ...]) ->
 
 def steps(first: float, last: float, score: float) -> list[dict[str, Any]]:
     return [
-        {"step": 5 * k, "loop_rate": max(last, first * 0.45**k), "task_score": score + 0.004 * k - (0.03 if k == 7 else 0)}
+        {
+            "step": 5 * k,
+            "loop_rate": max(last, first * 0.45**k),
+            "task_score": score + 0.004 * k - (0.03 if k == 7 else 0),
+        }
         for k in range(9)
     ]
 
@@ -86,8 +114,14 @@ def steps(first: float, last: float, score: float) -> list[dict[str, Any]]:
 def write_books(folder: Path) -> None:
     """The shorter recipe: tokenizer, pretrain, measure, export, profile."""
     write_stage(folder, "tokenizer", {"seconds": 14.0})
-    pretrain = {"parameters": 8_412_160, "tokens": 31_500_000, "seconds": 1201.0, "tokens_per_second": 26228.0,
-                "final_loss": 3.312, "bits_per_byte": 1.874}  # fmt: skip
+    pretrain = {
+        "parameters": 8_412_160,
+        "tokens": 31_500_000,
+        "seconds": 1201.0,
+        "tokens_per_second": 26228.0,
+        "final_loss": 3.312,
+        "bits_per_byte": 1.874,
+    }
     write_stage(folder, "pretrain", pretrain, curve(8_412_160, 31_500_000, 1201.0, 1440, 3.05))
     write_stage(folder, "export", {"files": exported()})
     write_stage(folder, "profile", {"machine": machine(), "files": profiled()})
@@ -98,25 +132,54 @@ def machine() -> dict[str, Any]:
 
 
 def exported() -> list[dict[str, Any]]:
-    rows = (("F16", 2_684_512, 0.9987, 3.912, 231), ("Q8_0", 1_466_208, 0.9941, 3.918, 230), ("Q4_0", 812_960, 0.9312, 4.127, 219))
+    rows = (
+        ("F16", 2_684_512, 0.9987, 3.912, 231),
+        ("Q8_0", 1_466_208, 0.9941, 3.918, 230),
+        ("Q4_0", 812_960, 0.9312, 4.127, 219),
+    )
     return [
-        {"file": f"model-{kind}.gguf", "type": kind, "bytes": size, "positions": 4096, "agree": round(4096 * agreement),
-         "agreement": round(4096 * agreement) / 4096, "max_log_prob_error": 0.004, "perplexity": perplexity,
-         "tasks": {task: wilson(right, 250) for task in TASKS}}
+        {
+            "file": f"model-{kind}.gguf",
+            "type": kind,
+            "bytes": size,
+            "positions": 4096,
+            "agree": round(4096 * agreement),
+            "agreement": round(4096 * agreement) / 4096,
+            "max_log_prob_error": 0.004,
+            "perplexity": perplexity,
+            "tasks": {task: wilson(right, 250) for task in TASKS},
+        }
         for kind, size, agreement, perplexity, right in rows
-    ]  # fmt: skip
+    ]
 
 
 def profiled() -> list[dict[str, Any]]:
     rows = (("F16", 2_684_512, 2140.0), ("Q8_0", 1_466_208, 2870.0), ("Q4_0", 812_960, 3315.0))
     return [
-        {"file": f"model-{kind}.gguf", "type": kind, "bytes": size, "load_seconds": 0.02, "peak_rss_bytes": 24_000_000 + 2 * size,
-         "prefill": [{"tokens": n, "tokens_per_second": speed * 4, "ttft_ms": n / speed * 250, "p50_ms": n / speed * 250, "p95_ms": n / speed * 300}
-                     for n in (32, 256)],
-         "decode": [{"depth": d, "tokens_per_second": speed * (1 - d / 4000), "p50_ms": 0.4, "p95_ms": 0.6} for d in (0, 256)],
-         "noisy": kind == "F16"}
+        {
+            "file": f"model-{kind}.gguf",
+            "type": kind,
+            "bytes": size,
+            "load_seconds": 0.02,
+            "peak_rss_bytes": 24_000_000 + 2 * size,
+            "prefill": [
+                {
+                    "tokens": n,
+                    "tokens_per_second": speed * 4,
+                    "ttft_ms": n / speed * 250,
+                    "p50_ms": n / speed * 250,
+                    "p95_ms": n / speed * 300,
+                }
+                for n in (32, 256)
+            ],
+            "decode": [
+                {"depth": d, "tokens_per_second": speed * (1 - d / 4000), "p50_ms": 0.4, "p95_ms": 0.6}
+                for d in (0, 256)
+            ],
+            "noisy": kind == "F16",
+        }
         for kind, size, speed in rows
-    ]  # fmt: skip
+    ]
 
 
 def trace() -> dict[str, Any]:
@@ -138,29 +201,51 @@ def write_pocket(folder: Path) -> None:
     """Every stage of the main recipe."""
     write_stage(folder, "tokenizer", {"seconds": 4.1})
     parameters = 1_318_144
-    pretrain = {"parameters": parameters, "tokens": 38_400_000, "seconds": 238.4, "tokens_per_second": 161_073.0,
-                "final_loss": 1.314, "bits_per_byte": 0.684}  # fmt: skip
+    pretrain = {
+        "parameters": parameters,
+        "tokens": 38_400_000,
+        "seconds": 238.4,
+        "tokens_per_second": 161_073.0,
+        "final_loss": 1.314,
+        "bits_per_byte": 0.684,
+    }
     write_stage(folder, "pretrain", pretrain, curve(parameters, 38_400_000, 238.4, 2400, 1.1))
     write_stage(folder, "sft", pretrain | {"tokens": 6_100_000, "seconds": 61.0, "bits_per_byte": None})
     write_stage(folder, "measure-sft", measure("sft", (156, 71, 0), (228, 214, 241, 236, 205, 31)))
     write_stage(folder, "measure-dpo", measure("dpo", (14, 3, 0), (230, 211, 242, 239, 208, 29)))
     write_stage(folder, "measure-grpo", measure("grpo", (0, 0, 0), (241, 190, 243, 240, 210, 30)))
-    pairs = {"prompts": 400, "rollouts": 2400, "pairs": 312, "loop_pairs": 187, "quality_pairs": 125, "all_loop_prompts": 4}
+    write_stage(folder, "measure-merge", measure("merge", (1, 0, 0), (241, 190, 243, 240, 210, 30)))
+    pairs = {
+        "prompts": 400,
+        "rollouts": 2400,
+        "pairs": 312,
+        "loop_pairs": 187,
+        "quality_pairs": 125,
+        "all_loop_prompts": 4,
+    }
     write_stage(folder, "pairs", pairs)
     write_stage(folder, "dpo", {"steps": 40, "seconds": 28.0, "best_step": 25, "history": steps(0.31, 0.02, 0.86)})
     write_stage(folder, "grpo", {"steps": 40, "seconds": 44.0, "best_step": 30, "history": steps(0.028, 0.0, 0.88)})
-    candidates = [{"name": "last", "task_score": 0.912, "loop_rate": 0.0}, {"name": "mean of 3", "task_score": 0.904, "loop_rate": 0.002}]
-    write_stage(folder, "merge", {"kept": False, "candidates": candidates})
+    candidates = [
+        {"name": "grpo", "task_score": 0.912, "loop_rate": 0.0},
+        {"name": "0.75 grpo + 0.25 dpo", "task_score": 0.904, "loop_rate": 0.002},
+    ]
+    write_stage(folder, "merge", {"kept": False, "chosen": "grpo", "candidates": candidates})
     write_stage(folder, "export", {"files": exported()})
     write_stage(folder, "profile", {"machine": machine(), "files": profiled()})
-    agent = {"closed_book": {"one_hop": wilson(9, 200), "two_hop": wilson(4, 200)},
-             "search": {"one_hop": wilson(191, 200), "two_hop": wilson(164, 200)}, "examples": [trace()]}  # fmt: skip
+    agent = {
+        "closed_book": {"one_hop": wilson(9, 200), "two_hop": wilson(4, 200)},
+        "search": {"one_hop": wilson(191, 200), "two_hop": wilson(164, 200)},
+        "examples": [trace()],
+    }
     write_stage(folder, "agent", agent)
     recipe = {
-        "name": "pocket", "seed": 0, "data": {"world": "pocket", "entities": 4000},
+        "name": "pocket",
+        "seed": 0,
+        "data": {"world": "pocket", "entities": 4000},
         "model": {"preset": "pocket", "layers": 6, "width": 128, "heads": 4},
-        "stages": [{"kind": "pretrain", "seconds": 240, "rate": 0.003}, {"kind": "sft", "epochs": 2}],
-    }  # fmt: skip
+        "stages": {path.name: {"kind": path.name.split("-")[0]} for path in sorted(folder.iterdir())},
+    }
     parts = {"embedding": 262_144, "attention": 131_328, "conv": 198_144, "mlp": 724_992, "norms": 1_536}
     whole = {
         "recipe": recipe,
@@ -169,6 +254,17 @@ def write_pocket(folder: Path) -> None:
         "accounting": {"total": parameters, "parts": parts},
     }
     (folder / "recipe.json").write_text(json.dumps(whole))
-    seconds = {"tokenizer": 4.1, "pretrain": 238.4, "sft": 61.0, "measure-sft": 31.5, "pairs": 20.0, "dpo": 28.0, "grpo": 44.0}
-    costs = {stage: {"seconds": s, "peak_rss_bytes": 900_000_000 + int(4e6 * s)} for stage, s in seconds.items()}
+    seconds = {
+        "tokenizer": 4.1,
+        "pretrain": 238.4,
+        "sft": 61.0,
+        "measure-sft": 31.5,
+        "pairs": 20.0,
+        "dpo": 28.0,
+        "grpo": 44.0,
+    }
+    costs = [
+        {"stage": name, "status": "ran", "seconds": s, "peak_rss_bytes": 1_850_000_000} for name, s in seconds.items()
+    ]
+    costs.append({"stage": "report", "status": "waiting", "seconds": None, "peak_rss_bytes": None})
     (folder / "summary.json").write_text(json.dumps({"stages": costs}))

@@ -26,7 +26,9 @@ _LIST_OPENING = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
 _RESERVED_PREFIX = "reserved__"
 # A string literal, or a reserved word used as an argument's name. Strings are matched so that the words in them are not.
 _STRING_OR_RESERVED = re.compile(
-    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(RESERVED)\b(?=\s*=(?!=))""".replace("RESERVED", "|".join(keyword.kwlist)),
+    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(RESERVED)\b(?=\s*=(?!=))""".replace(
+        "RESERVED", "|".join(keyword.kwlist)
+    ),
     re.DOTALL,
 )
 
@@ -205,4 +207,6 @@ def _literal(node: ast.expr, where: str) -> Any:
         keys = [_literal(key, where) if key is not None else None for key in node.keys]
         if all(isinstance(key, str) for key in keys):
             return dict(zip(keys, (_literal(item, where) for item in node.values), strict=True))
-    raise CallError(f"{where} must be a plain value: text in quotes, a number, true, false, null, a list or a dictionary.")
+    raise CallError(
+        f"{where} must be a plain value: text in quotes, a number, true, false, null, a list or a dictionary."
+    )

@@ -18,7 +18,9 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.rollout import Engine, Sampling
 
-HELP = "/tools on|off   use the tools or not\n/reset          forget the conversation\n/quit           leave (Ctrl-D too)"
+HELP = (
+    "/tools on|off   use the tools or not\n/reset          forget the conversation\n/quit           leave (Ctrl-D too)"
+)
 _ENDINGS = {
     "length": "cut: the answer or the conversation is as long as it may be",
     "limit": "stopped: too many calls without an answer",
@@ -164,7 +166,9 @@ def _show(events: Iterator[Event], console: Console) -> None:
             given = ", ".join(f"{name}={value!r}" for name, value in event.call.arguments.items())
             console.print(Text(_safe(f"→ {event.call.name}({given})"), style="dim cyan"))
         elif isinstance(event, Returned):
-            console.print(Text(_safe("  " + event.text.replace("\n", "\n  ")), style="dim" if event.worked else "dim red"))
+            console.print(
+                Text(_safe("  " + event.text.replace("\n", "\n  ")), style="dim" if event.worked else "dim red")
+            )
         else:
             if event.text:
                 console.print(Text(_safe(event.text)))

@@ -7,8 +7,10 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from minnow.errors import UserError
 from minnow.files import whole_file
@@ -117,9 +119,13 @@ class SearchIndex:
             )
         )  # fmt: skip
         for number in bonus.keys() - scored.keys():
-            found = self._run("SELECT -bm25(words, ?, 1.0) FROM words WHERE words MATCH ? AND rowid = ?", TITLE_WEIGHT, match, number)
+            found = self._run(
+                "SELECT -bm25(words, ?, 1.0) FROM words WHERE words MATCH ? AND rowid = ?", TITLE_WEIGHT, match, number
+            )
             scored[number] = found[0][0] if found else 0.0
-        ranked = sorted(((bonus.get(number, 0.0) + score, number) for number, score in scored.items()), key=lambda x: (-x[0], x[1]))
+        ranked = sorted(
+            ((bonus.get(number, 0.0) + score, number) for number, score in scored.items()), key=lambda x: (-x[0], x[1])
+        )
         hits = []
         for score, number in ranked[:k]:
             identity, title, text = self._run("SELECT id, title, text FROM page WHERE number = ?", number)[0]
@@ -130,10 +136,12 @@ class SearchIndex:
         """Let go of the file."""
         self._connection.close()
 
-    def __enter__(self) -> SearchIndex:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _rare(self, words: list[str]) -> set[str]:
@@ -151,7 +159,10 @@ class SearchIndex:
         return {word for word in distinct if frequency.get(word, 0) * 2 <= self._pages}
 
     def _titled(self, words: list[str], rare: set[str]) -> dict[int, float]:
-        """Bonus by page number for the titles that stand in the query; a title of common words only as the whole query."""
+        """Bonus by page number for the titles that stand in the query, but for those inside a longer one.
+
+        A title of common words alone counts only as the whole query.
+        """
         spans = {
             " ".join(words[start:end]): end - start
             for start in range(len(words))
@@ -159,7 +170,9 @@ class SearchIndex:
             if end - start == len(words) or rare.intersection(words[start:end])
         }
         rows = self._run(f"SELECT number, key FROM page WHERE key IN ({', '.join('?' * len(spans))})", *spans)
-        return {number: TITLE_BONUS * spans[key] for number, key in rows}
+        titles = {f" {key} " for _, key in rows}
+        inner = {short for short in titles for long in titles if short in long and short != long}
+        return {number: TITLE_BONUS * spans[key] for number, key in rows if f" {key} " not in inner}
 
     def _run(self, statement: str, *values: object) -> list[tuple]:
         try:
@@ -197,5 +210,5 @@ def _words(text: str) -> list[str]:
 def _match(words: list[str], rare: set[str]) -> str:
     """The FTS5 expression: every word or neighbouring pair, any of them. Quotes make each one plain text."""
     kept = [word for word in dict.fromkeys(words) if word in rare] or list(dict.fromkeys(words))
-    pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False) if {first, second} <= rare]
+    pairs = [f"{first} {second}" for first, second in pairwise(words) if {first, second} <= rare]
     return " OR ".join(f'"{term}"' for term in [*kept, *dict.fromkeys(pairs)])

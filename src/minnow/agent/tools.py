@@ -44,7 +44,9 @@ class Tool:
         check_name(self.name)
         unknown = set(self.parameters.values()) - _TYPES.keys()
         if unknown:
-            raise ValueError(f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(_TYPES)}")
+            raise ValueError(
+                f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(_TYPES)}"
+            )
 
     def schema(self) -> dict[str, Any]:
         """What stands in the system turn: as few tokens as a small model needs."""
@@ -64,7 +66,7 @@ def call_tool(tools: Sequence[Tool], call: Call, max_characters: int) -> tuple[s
         raise
     except CallError as error:
         text, worked = f"error: {error}", False
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (a tool may fail in any way; the model reads how)
         text, worked = f"error: {call.name} failed ({type(error).__name__}: {error}).", False
     return (text if len(text) <= max_characters else text[: max_characters - 1] + "…"), worked
 
@@ -119,6 +121,7 @@ def calculate(expression: str) -> str:
 
 
 def _evaluate(node: ast.expr) -> int | float:
+    value: Any
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
@@ -143,7 +146,9 @@ def _find(tools: Sequence[Tool], name: str) -> Tool:
         if tool.name == name:
             return tool
     offered = ", ".join(tool.name for tool in tools)
-    raise CallError(f"there is no tool {name}; " + (f"the tools are: {offered}." if offered else "answer without tools."))
+    raise CallError(
+        f"there is no tool {name}; " + (f"the tools are: {offered}." if offered else "answer without tools.")
+    )
 
 
 def _checked(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class LlamaCpp:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            # A failed assertion would start a debugger to print a backtrace, which takes seconds.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
             # Ctrl-C is for the parent, which then closes the worker.
             start_new_session=True,
         )

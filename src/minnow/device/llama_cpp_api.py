@@ -214,5 +214,5 @@ class Llama:
         if not outputs:
             return np.empty((0, self.vocab_size), np.float32)
         address = self._library.llama_get_logits(self._context)
-        array = (ctypes.c_float * (outputs * self.vocab_size)).from_address(address)
-        return np.frombuffer(array, np.float32).reshape(outputs, self.vocab_size)
+        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (outputs, self.vocab_size))

@@ -179,15 +179,18 @@ def _near_copy(tokens: Tokens, distance: Tokens, old: NDArray[np.bool_]) -> tupl
             edits += changed
             loose += changed
         place -= 1
-    onset = len(symbols) - best
-    start = max(0, onset - period)
+    onset = max(len(symbols) - best, period)
+    start = onset - period
     if len(symbols) - start < max(NEAR_COVERED, NEAR_COPIES * period) or (~old[onset:]).mean() > NEAR_NEW:
         return None
     return "near_copy", start, onset, period
 
 
 def _template(distance: Tokens, seen: Tokens) -> tuple[str, int, int, int] | None:
-    """(kind, start, onset, period) of a tail that brings nothing new although no period holds."""
+    """(kind, start, onset, period) of a tail that brings nothing new although no period holds.
+
+    A long block on its way to a third exact copy shows here first, 192 tokens after the second.
+    """
     if seen.size < TEMPLATE_COVERED:
         return None
     tail = seen[-TEMPLATE_COVERED:]

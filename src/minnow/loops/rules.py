@@ -68,9 +68,7 @@ def repeated_sentences(text: str) -> TextLoop | None:
     return None if run is None else _as_text_loop([start for start, _ in sentences], run)
 
 
-def vllm_tail(
-    text: str, min_pattern_size: int = 1, max_pattern_size: int = 128, min_count: int = 4
-) -> TextLoop | None:
+def vllm_tail(text: str, min_pattern_size: int = 1, max_pattern_size: int = 128, min_count: int = 4) -> TextLoop | None:
     """The last words are ``min_count`` copies of a pattern of the given sizes (vLLM's check_sequence_repetition)."""
     words, starts = _words(text)
     symbols = _numbered(words)
@@ -121,9 +119,7 @@ def _numbered(symbols: Sequence[Hashable]) -> NDArray[np.int64]:
     return np.array([ids.setdefault(symbol, len(ids)) for symbol in symbols], dtype=np.int64)
 
 
-def _earliest_run(
-    symbols: NDArray[Any], max_period: int, copies: int, covered: int
-) -> tuple[int, int, float] | None:
+def _earliest_run(symbols: NDArray[Any], max_period: int, copies: int, covered: int) -> tuple[int, int, float] | None:
     """(start of the second copy, period, copies) of the earliest run of back-to-back copies, of all periods."""
     best: tuple[int, int, float] | None = None
     for period in range(1, min(max_period, symbols.size // copies) + 1):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import minnow
 _PACKAGES = ("minnow", "torch", "transformers", "tokenizers", "numpy")
 
 
-def versions() -> dict[str, str | None]:
+@functools.cache
+def versions() -> Mapping[str, str | None]:
     """Versions of Python and the packages that decide results, and Minnow's git commit; None where there is none."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:

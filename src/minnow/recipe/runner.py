@@ -177,7 +177,7 @@ class _Run:
         self.clock = time.monotonic()
 
     def all_stages(self) -> dict[str, Any]:
-        record = {"recipe": self.recipe.as_dict(), "versions": versions(), "machine": machine()}
+        record = {"recipe": self.recipe.as_dict(), "versions": dict(versions()), "machine": machine()}
         write_json(self.folder / "recipe.json", {**record, "started": self.started.isoformat()})
         current: str | None = None
         try:
@@ -188,7 +188,7 @@ class _Run:
             self._give_up(current, "stopped")
             again = "the same command without --from" if self.restarted else "the same command"
             number = self.received[-1] if self.received else signal.SIGINT
-            raise Stopped(f"stopped in {current}; run {again} to continue", 128 + number) from error
+            raise Stopped(f"stopped in {current or 'the set-up'}; run {again} to continue", 128 + number) from error
         except BaseException:
             self._give_up(current, "failed")
             raise

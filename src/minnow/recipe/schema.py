@@ -32,7 +32,7 @@ class DataSettings:
     kind: Literal["pocket", "text"] = "pocket"
     path: Path | None = None
     text_field: str = "text"
-    entities: int = 3000
+    entities: int = 6000
 
     def __post_init__(self) -> None:
         if self.kind == "text" and self.path is None:

@@ -2,8 +2,8 @@
 
 Every digit is then a small look-up: the header of a line brings the two numbers next to each
 other, each column names its two digits and the carry or borrow, and the result only collects the
-columns. Totals stay in 0 … 999, and the operands of one problem differ, so that "the operand
-after this one" is well defined.
+columns. Totals stay in 0 … 999 (0 … 99 in long problems, which then fit a context of 512 tokens),
+and the operands of one problem differ, so that "the operand after this one" is well defined.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from random import Random
 from minnow.tasks.names import split_of
 from minnow.tasks.types import Draft, Score, Split
 
-HIGHEST_TOTAL = 999
+HIGHEST_TOTAL, HIGHEST_LONG_TOTAL = 999, 99
 TRAINED_OPERANDS = (2, 3, 4)
-LONG_OPERANDS = (8, 16)
+LONG_OPERANDS = (8, 14)
 _OPERAND_WEIGHTS = (8, 7, 5)
+_MINUS_SHARE = 0.45
 _QUESTIONS = ("What is {}?", "Work out {}.")
 
 
@@ -69,22 +70,21 @@ def _operand(rng: Random, allow_three_digits: bool) -> int:
 
 def draw(rng: Random, split: Split, long: bool = False) -> Draft:
     """One problem of ``split``; ``long`` asks for more operands than are ever trained on."""
+    highest = HIGHEST_LONG_TOTAL if long else HIGHEST_TOTAL
     while True:
         count = rng.randint(*LONG_OPERANDS) if long else rng.choices(TRAINED_OPERANDS, _OPERAND_WEIGHTS)[0]
         numbers, signs = [_operand(rng, not long)], ""
         total = numbers[0]
         while len(numbers) < count:
             number = _operand(rng, not long)
-            if number in numbers:
+            fits = {"+": total + number <= highest, "-": number <= total}
+            wanted, other = ("-", "+") if rng.random() < _MINUS_SHARE else ("+", "-")
+            sign = wanted if fits[wanted] else other
+            if number in numbers or not fits[sign]:
                 continue
-            minus = rng.random() < 0.45
-            if minus and number > total or not minus and total + number > HIGHEST_TOTAL:
-                minus = not minus
-            if minus and number > total:
-                continue
-            total += -number if minus else number
+            total += number if sign == "+" else -number
             numbers.append(number)
-            signs += "-" if minus else "+"
+            signs += sign
         expression = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True))
         if split_of(expression) == split:
             work, result = worked(numbers, signs)
@@ -93,7 +93,7 @@ def draw(rng: Random, split: Split, long: bool = False) -> Draft:
 
 def score(answer: int, text: str) -> Score:
     """Right when the last "Answer: N" in ``text`` is ``answer``."""
-    found = re.findall(r"Answer: (-?\d+)(?!\d)", text)
+    found = re.findall(r"Answer: (-?\d+)", text)
     if not found:
         return Score.wrong("no 'Answer: N' in the text")
     return Score.right() if int(found[-1]) == answer else Score.wrong(f"answered {found[-1]}, not {answer}")

@@ -53,7 +53,7 @@ def score(answer: dict[str, Any], text: str) -> Score:
     items = [item for item in re.split(r",\s*|\n+", text.removesuffix(".")) if item]
     if not items:
         return Score.wrong("empty")
-    named = [item for item in items if re.fullmatch(r"[A-Z][a-z]{2,15}(?: [A-Z][a-z]{2,15})?", item)]
+    named = [item for item in items if re.fullmatch(r"[A-Z][a-z]{1,15}(?: [A-Z][a-z]{2,15})?", item)]
     distinct = len(set(named))
     value = distinct / len(items) * min(1.0, len(items) / FEWEST, MOST / len(items))
     if not text.endswith("."):

@@ -49,7 +49,7 @@ def draw(rng: Random, split: Split) -> Draft:
         "item": rng.choice(ITEMS),
         "town": place_name(rng, split),
         "parcel": rng.randint(1000, 9999),
-        "doctor": place_name(rng, split),
+        "doctor": person_name(rng, split),
     }
     answer = {"kind": kind} | {key: values[key] for key in _KEYS[kind]}
     message = rng.choice(_TEMPLATES[kind]).format(**values)

@@ -157,18 +157,20 @@ def score(answer: dict[str, Any], text: str) -> Score:
     parts, (low, high) = sentences(text), answer["sentences"]
     good = len({part for part in parts if _well_formed(part)})
     value = good / len(parts) * min(1.0, len(parts) / low, high / len(parts))
-    reason = ""
+    reasons = []
     if not text.endswith("."):
-        value, reason = value / 2, "does not end with a full stop"
+        value /= 2
+        reasons.append("does not end with a full stop")
     if not re.match(rf"{re.escape(answer['title'])}\b", text):
-        value, reason = value / 2, f"does not start with {answer['title']}"
+        value /= 2
+        reasons.append(f"does not start with {answer['title']}")
     if len(set(parts)) < len(parts):
-        reason = "repeats a sentence"
-    elif good < len(parts):
-        reason = "a sentence is not well formed"
-    elif not low <= len(parts) <= high:
-        reason = f"{len(parts)} sentences, wanted {low} to {high}"
-    return Score.wrong(reason, value) if reason else Score.right()
+        reasons.append("repeats a sentence")
+    if not all(map(_well_formed, parts)):
+        reasons.append("a sentence is not well formed")
+    if not low <= len(parts) <= high:
+        reasons.append(f"{len(parts)} sentences, wanted {low} to {high}")
+    return Score.wrong("; ".join(reasons), value) if reasons else Score.right()
 
 
 def _well_formed(sentence: str) -> bool:

@@ -13,12 +13,12 @@ from minnow.tasks.encyclopaedia import Entity
 from minnow.tasks.types import SPLITS, Draft, Example, Page, Score, Split
 
 TASKS = ("arithmetic", "walk", "enumeration", "page", "question", "search", "extraction", "calculator", "summary")
-LOOP_PRONE = ("enumeration", "page", "walk", "arithmetic")
+LOOP_PRONE = ("enumeration", "long page", "long walk", "long arithmetic")  # kinds: a task, or its long form
 _REDRAWS = 200  # tries for a prompt that has not come yet, before a drawn task counts as exhausted
 
 # Shares of the pre-training text by documents; long pages and lists are several times the length of the rest.
 _DOCUMENTS = {
-    "short page": 14,
+    "page": 14,
     "long page": 5,
     "enumeration": 6,
     "arithmetic": 20,
@@ -116,9 +116,8 @@ class PocketWorld:
         Raises:
             UserError: no such split, or more held-out examples than there are prompts.
         """
-        kinds = ("enumeration", "long page", "long walk", "long arithmetic")
-        counts = [len(range(place, n, len(kinds))) for place in range(len(kinds))]
-        return self._alternate([self._take(kind, split, count) for kind, count in zip(kinds, counts, strict=True)])
+        counts = [len(range(place, n, len(LOOP_PRONE))) for place in range(len(LOOP_PRONE))]
+        return self._alternate([self._take(kind, split, count) for kind, count in zip(LOOP_PRONE, counts, strict=True)])
 
     @staticmethod
     def _alternate(groups: list[list[Example]]) -> list[Example]:
@@ -144,7 +143,7 @@ class PocketWorld:
                 reference=draft.turns,
                 answer=draft.answer,
                 tools=draft.tools,
-                loop_prone=task == "enumeration" or kind.startswith("long "),
+                loop_prone=kind in LOOP_PRONE,
             )
             for number, draft in enumerate(drafts)
         ]
@@ -164,10 +163,15 @@ class PocketWorld:
         if kind in drawers:
             yield from _distinct(drawers[kind], repeat)
             return
-        listed = {"short page": self._page_drafts, "page": self._page_drafts, "long page": self._page_drafts}
-        make = {"enumeration": self._list_drafts, "question": self._question_drafts, "search": self._question_drafts}
+        listers: dict[str, Callable[[str, Split, Random], Iterator[Draft]]] = {
+            "page": self._page_drafts,
+            "long page": self._page_drafts,
+            "enumeration": self._list_drafts,
+            "question": self._question_drafts,
+            "search": self._question_drafts,
+        }
         while True:
-            yield from (listed | make)[kind](kind, split, rng)
+            yield from listers[kind](kind, split, rng)
             if not repeat:
                 return
 
@@ -177,7 +181,7 @@ class PocketWorld:
         rng.shuffle(subjects)
         return (pages.page_draft(entity, rng, long) for entity in subjects)
 
-    def _list_drafts(self, kind: str, split: Split, rng: Random) -> Iterator[Draft]:
+    def _list_drafts(self, _: str, split: Split, rng: Random) -> Iterator[Draft]:
         towns: dict[str, list[str]] = {}
         for entity in self._shelves[split].entities:
             if entity.kind == "town":
@@ -198,7 +202,7 @@ class PocketWorld:
                 rng.shuffle(found)
             for pair in zip(*hops, strict=False):
                 for question in pair:
-                    # Each pass of the shuffled questions mixes both wordings; the second pass asks the other way.
+                    # Both wordings come in each pass over the questions; the second pass asks each the other way.
                     style = (wording + len(question.subject.name)) % 2
                     if kind == "search":
                         yield questions.with_search(question, style, self._search)
@@ -220,13 +224,13 @@ class PocketWorld:
                 # A real index ranks a page that mentions the name behind the page about it, and shorter pages higher.
                 if name not in second or len(page.text) < len(second[name].text):
                     second[name] = page
-        by_given_name: dict[str, Entity] = {}
+        # Where nothing mentions the name, a page whose title shares its first word comes second.
+        namesakes: dict[str, Page] = {}
         for entity in entities:
-            if entity.kind == "person":
-                given = entity.name.split()[0]
-                if entity.name not in second and given in by_given_name:
-                    second[entity.name] = self._pages[by_given_name[given].name]
-                by_given_name[given] = entity
+            first_word = entity.name.split()[0]
+            if entity.name not in second and first_word in namesakes:
+                second[entity.name] = namesakes[first_word]
+            namesakes[first_word] = self._pages[entity.name]
         return _Shelf(entities, second)
 
     def _documents(self, kind: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minnow.model.kernels import build, fused, reference
+from minnow.model.kernels import build, fused, fused_training, reference
 from minnow.model.kernels.reference import IGNORED
 
 _MOST_TAPS = 8
@@ -109,18 +109,18 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
     Raises:
         IndexError: a target outside the vocabulary.
     """
-    return (fused if _fusable(hidden, head) else reference).linear_cross_entropy(hidden, head, targets)
+    return (fused_training if _fusable(hidden, head) else reference).linear_cross_entropy(hidden, head, targets)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target ``[N]``, 0 where ignored; arguments as :func:`linear_cross_entropy`."""
-    return (fused if _fusable(hidden, head) else reference).token_log_probs(hidden, head, targets)
+    return (fused_training if _fusable(hidden, head) else reference).token_log_probs(hidden, head, targets)
 
 
 def grad_norm(grads: Sequence[Tensor]) -> float:
     """Euclidean norm of all gradients together."""
     wide = [grad for grad in grads if not _updatable(grad)]
-    total = sum(fused.sum_squares(grad) for grad in grads if _updatable(grad))
+    total = sum(fused_training.sum_squares(grad) for grad in grads if _updatable(grad))
     return math.sqrt(total + reference.grad_norm(wide) ** 2)
 
 
@@ -152,10 +152,11 @@ def adamw_step(
         plain = all(tensor.is_contiguous() for tensor in (master, shadow, mean, square))
         copied = shadow is master or shadow.dtype == torch.bfloat16
         if plain and copied and _updatable(grad) and master.dtype == mean.dtype == square.dtype == torch.float32:
-            fused.adamw(master, shadow, grad, mean, square, lr, betas, eps, decay, step, clip_scale)
+            fused_training.adamw(master, shadow, grad, mean, square, lr, betas, eps, decay, step, clip_scale)
         else:
-            one = ([tensor] for tensor in (master, shadow, grad, mean, square))
-            reference.adamw_step(*one, lr, betas, eps, [decay], step, clip_scale)
+            reference.adamw_step(
+                [master], [shadow], [grad], [mean], [square], lr, betas, eps, [decay], step, clip_scale
+            )
 
 
 def _updatable(grad: Tensor) -> bool:

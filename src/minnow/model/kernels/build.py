@@ -15,6 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from minnow.errors import UserError
+from minnow.files import whole_file
+
+SMALL = 1 << 15
+"""Elements below which a second thread costs more than it brings."""
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
@@ -97,7 +104,7 @@ def _loaded_openmp() -> str | None:
         mapped = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    found = re.search(r"/\S*lib(?:gomp|iomp5)\S*\.so\S*", mapped)
+    found = re.search(r"/.*lib(?:gomp|iomp5).*", mapped)
     if found is None:
         return None
     ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
@@ -123,11 +130,9 @@ def _compiled(compiler: str, version: str, openmp: bool) -> Path:
         # No -fopenmp here: the OpenMP symbols are to be those of the runtime already loaded.
         _run([compiler, "-shared", str(built), "-o", str(linked), "-lm"])
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".kernels.{os.getpid()}.so"
-            shutil.copyfile(linked, partial)
-            os.replace(partial, target)
-        except OSError:
+            with whole_file(target) as partial:
+                shutil.copyfile(linked, partial)
+        except (UserError, OSError):
             # No place to keep it (read-only home, full disk): a private copy for this process.
             target = Path(tempfile.mkdtemp(prefix="minnow-kernels-")) / "kernels.so"
             shutil.copyfile(linked, target)
@@ -146,3 +151,25 @@ def _processor() -> bytes:
         return platform.processor().encode()
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library; ask only where :func:`load` found one."""
+    loaded = load().library
+    assert loaded is not None, "fused kernels are dispatched to only where they are loaded"
+    return loaded
+
+
+def threads(elements: int) -> int:
+    """Threads for an operation over so many elements: torch's number, or one."""
+    return 1 if elements < SMALL else torch.get_num_threads()
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """For an argument that may be NULL."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def floats(*shape: int) -> Tensor:
+    """Memory for the library to fill."""
+    return torch.empty(shape, dtype=torch.float32)

@@ -582,10 +582,10 @@ void accumulate(int threads, long count, const bf16 *restrict part, float *restr
 /* ---- Optimiser ---- */
 
 INLINE float adamw_element(float grad, float *restrict master, float *restrict mean, float *restrict square,
-                           float first_beta, float second_beta, float step_size, float root_correction, float eps,
+                           float first_rate, float second_rate, float step_size, float root_correction, float eps,
                            float keep) {
-    const float m = first_beta * *mean + (1.0f - first_beta) * grad;
-    const float s = second_beta * *square + (1.0f - second_beta) * grad * grad;
+    const float m = *mean + first_rate * (grad - *mean);
+    const float s = *square + second_rate * (grad * grad - *square);
     const float updated = keep * *master - step_size * m / (sqrtf(s) * root_correction + eps);
     *mean = m;
     *square = s;
@@ -594,12 +594,13 @@ INLINE float adamw_element(float grad, float *restrict master, float *restrict m
 }
 
 /* One AdamW update. Exactly one of grad and grad_wide is given; shadow, the bfloat16 copy, may be NULL.
- * root_correction is 1 / sqrt(1 - second_beta^step), keep is 1 - lr * weight_decay. */
+ * first_rate and second_rate are 1 - beta, root_correction is 1 / sqrt(1 - second_beta^step), keep is
+ * 1 - lr * weight_decay. */
 void adamw(int threads, long count, float *restrict master, bf16 *restrict shadow, const bf16 *restrict grad,
-           const float *restrict grad_wide, float *restrict mean, float *restrict square, float first_beta,
-           float second_beta, float step_size, float root_correction, float eps, float keep, float clip_scale) {
+           const float *restrict grad_wide, float *restrict mean, float *restrict square, float first_rate,
+           float second_rate, float step_size, float root_correction, float eps, float keep, float clip_scale) {
 #define UPDATE(value)                                                                                          \
-    adamw_element((value) * clip_scale, master + i, mean + i, square + i, first_beta, second_beta, step_size, \
+    adamw_element((value) * clip_scale, master + i, mean + i, square + i, first_rate, second_rate, step_size, \
                   root_correction, eps, keep)
     if (grad && shadow) {
         PRAGMA(omp parallel for simd num_threads(threads) schedule(static))

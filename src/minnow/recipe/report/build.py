@@ -53,7 +53,10 @@ def render(run: Run) -> str:
     sections = [section for make in _SECTIONS if (section := make(run)) is not None]
     # Only the page's own script may run, and nothing may be fetched, whatever a model managed to write.
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -67,8 +70,13 @@ def render(run: Run) -> str:
     body = tag(
         "body",
         tag("div", headline(run), class_="wrap top"),
-        tag("nav", tag("div", [tag("a", s.short, href=f"#{s.anchor}") for s in sections], class_="wrap"), aria_label="Sections"),
+        tag(
+            "nav",
+            tag("div", [tag("a", s.short, href=f"#{s.anchor}") for s in sections], class_="wrap"),
+            aria_label="Sections",
+        ),
         tag("main", [_section(section) for section in sections], class_="wrap"),
+        tag("footer", "Made by Minnow. One file; it loads nothing from the network.", class_="wrap"),
         tag("script", raw(SCRIPT)),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import yaml
@@ -30,6 +29,7 @@ from minnow.recipe.report.section import Section, change, figure
 _HOPS = (("one_hop", "one hop"), ("two_hop", "two hops"))
 _KINDS = {"one_hop": "one-hop", "two_hop": "two-hop"}
 _ROLES = {"user": "Question", "tool": "Result", "assistant": "Model", "system": "System"}
+_NAMES = {"cpu": "CPU", "memory_bytes": "Memory"}
 _RESULT_SHOWN = 700
 
 
@@ -43,18 +43,34 @@ def lookup(run: Run) -> Section | None:
     panels, rows, told = [], [], []
     for hop, name in hops:
         panels.append(
-            tag("div", tag("h4", name.capitalize()), bar_rows([("By heart", "base", closed[hop]), ("With search", "rl", search[hop])]))
+            tag(
+                "div",
+                tag("h4", name.capitalize()),
+                bar_rows([("By heart", "base", closed[hop]), ("With search", "rl", search[hop])]),
+            )
         )
-        rows += [[name, kind, counted(rate), percent(rate["rate"]), interval(rate)]
-                 for kind, rate in (("by heart", closed[hop]), ("with search", search[hop]))]  # fmt: skip
+        rows += [
+            [name, kind, counted(rate), percent(rate["rate"]), interval(rate)]
+            for kind, rate in (("by heart", closed[hop]), ("with search", search[hop]))
+        ]
         how = change(closed[hop], search[hop])
-        told.append(f"{_KINDS[hop]} questions {how} from {percent(closed[hop]['rate'])} to {percent(search[hop]['rate'])}")
+        told.append(
+            f"{_KINDS[hop]} questions {how} from {percent(closed[hop]['rate'])} to {percent(search[hop]['rate'])}"
+        )
     body = join(
-        figure(tag("div", panels, class_="pair"), "Questions about the encyclopaedia’s entities, with 95% Wilson intervals."),
-        folded("Numbers", table(["Question", "How", "Correct", "Rate", "95% interval"], rows, "Closed book and search", (0, 1))),
+        figure(
+            tag("div", panels, class_="pair"),
+            "Questions about the encyclopaedia’s entities, with 95% Wilson intervals.",
+        ),
+        folded(
+            "Numbers",
+            table(["Question", "How", "Correct", "Rate", "95% interval"], rows, "Closed book and search", (0, 1)),
+        ),
         _trace(agent.result.get("examples") or []),
     )
-    return Section("lookup", "Search", "Knowing by looking up", f"With search, correct answers to {' and to '.join(told)}.", body)
+    return Section(
+        "lookup", "Search", "Knowing by looking up", f"With search, correct answers to {' and to '.join(told)}.", body
+    )
 
 
 def _trace(examples: list[dict[str, Any]]) -> Markup | None:
@@ -70,7 +86,9 @@ def _trace(examples: list[dict[str, Any]]) -> Markup | None:
         if name == "Model":
             name = "Answer"
         shown = text if len(text) <= _RESULT_SHOWN else text[:_RESULT_SHOWN] + " …"
-        turns.append(tag("div", tag("span", name, class_="who"), tag("div", special_text(shown)), class_=f"turn {name.lower()}"))
+        turns.append(
+            tag("div", tag("span", name, class_="who"), tag("div", special_text(shown)), class_=f"turn {name.lower()}")
+        )
     return join(tag("h3", "One conversation"), tag("div", turns, class_="trace"))
 
 
@@ -104,9 +122,12 @@ def device(run: Run) -> Section | None:
             ]
         )
     headers = ["File", "Size", "Agrees with torch", "Perplexity", "Task accuracy"]
-    headers += [f"First token, {n} in" for n in prompts] + [f"tok/s at {d}" for d in depths] + ["Peak RSS", ""]
+    headers += [f"First token after {n}" for n in prompts] + [f"tok/s at {d}" for d in depths] + ["Peak RSS", ""]
     noisy = any(file.get("noisy") for file in profiled.values())
-    caption = "Agreement: positions where llama.cpp’s greedy token equals torch’s, teacher-forced. First token: time to it after a prompt of that many tokens. tok/s: decoding after that many tokens."
+    caption = (
+        "Agreement: positions where llama.cpp’s greedy token equals torch’s, teacher-forced. First token: time to it "
+        "after a prompt of that many tokens. tok/s: decoding after that many tokens."
+    )
     if noisy:
         caption += " Noisy: the machine was busy while this file was timed; read its times as upper bounds."
     body = join(_bars(names, exported, profiled), figure(table(headers, rows, "Exported files"), caption))
@@ -149,7 +170,7 @@ def _device_sentence(names: list[str], exported: dict[str, Any], profiled: dict[
     small, large = min(files, key=lambda file: file["bytes"]), max(files, key=lambda file: file["bytes"])
     text = f"{small['type']} takes {bytes_text(small['bytes'])}"
     if small is not large:
-        text += f", {small['bytes'] / large['bytes']:.0%} of {large['type']}"
+        text += f", {small['bytes'] / large['bytes']:.0%} the size of {large['type']}"
     ran = profiled.get(_name(small))
     if ran and (speed := _speed(ran)) is not None:
         text += f", and decodes {significant(speed)} tokens/s in {bytes_text(ran['peak_rss_bytes'])} of memory"
@@ -166,27 +187,28 @@ def reproduce(run: Run) -> Section | None:
     resolved = run.recipe.get("recipe")
     if resolved is None:
         resolved = {k: v for k, v in run.recipe.items() if k not in ("versions", "machine", "accounting")}
-    versions = {"python": platform.python_version(), **(run.recipe.get("versions") or {})}
-    costs = _costs(run)
+    versions = run.recipe.get("versions") or {}
+    costs = run.costs
     parts: list[Any] = []
     if costs:
-        parts += [tag("h3", "Time by stage"), value_bars([(n, s, duration(s)) for n, s, _ in costs], "dpo")]
-        memory = [(n, m, bytes_text(m)) for n, _, m in costs if m]
-        if memory:
-            parts += [tag("h3", "Peak memory by stage"), value_bars(memory, "merge")]
-    parts.append(tag("h3", "Run it again"))
+        time = [(name, seconds, duration(seconds)) for name, seconds, _ in costs]
+        memory = [(name, peak, bytes_text(peak)) for name, _, peak in costs if peak]
+        panels = [("Time by stage", time, "dpo"), ("Most memory held up to each stage’s end", memory, "merge")]
+        drawn = [tag("div", tag("h4", title), value_bars(rows, colour)) for title, rows, colour in panels if rows]
+        parts.append(tag("div", drawn, class_="pair" if len(drawn) > 1 else None))
     if resolved:
+        parts.append(tag("h3", "Run it again"))
         parts.append(tag("p", "Save the recipe below as ", tag("code", "recipe.yaml"), " and type"))
         parts.append(tag("pre", "minnow run recipe.yaml", class_="code"))
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=100)
         parts.append(folded("The resolved recipe", tag("pre", text, class_="code")))
-    parts.append(
-        tag("div", _pairs("Versions", versions), _pairs("Machine", run.machine()) if run.machine() else None, class_="pair")
-    )
+    facts = [_pairs(title, values) for title, values in (("Versions", versions), ("Machine", run.machine())) if values]
+    if facts:
+        parts.append(tag("div", facts, class_="pair below"))
     if costs:
         total = sum(seconds for _, seconds, _ in costs)
         longest = max(costs, key=lambda cost: cost[1])
-        takeaway = f"The whole run took {duration(total)}, {longest[1] / total:.0%} of it in {longest[0]}"
+        takeaway = f"Its stages took {duration(total)}, {longest[1] / total:.0%} of it in {longest[0]}"
         peak = max((memory for _, _, memory in costs if memory), default=None)
         takeaway += f", and never held more than {bytes_text(peak)} of memory." if peak else "."
     else:
@@ -194,17 +216,12 @@ def reproduce(run: Run) -> Section | None:
     return Section("recipe", "Recipe", "The recipe", takeaway, join(*parts))
 
 
-def _costs(run: Run) -> list[tuple[str, float, float | None]]:
-    """``(stage, seconds, peak bytes)`` from summary.json, else from the stages' own seconds."""
-    stages = run.summary.get("stages")
-    if stages is None:
-        stages = {stage.name: stage.result for stage in run.stages.values()}
-    found = [(name, cost.get("seconds"), cost.get("peak_rss_bytes")) for name, cost in stages.items()]
-    return [(name, float(seconds), memory) for name, seconds, memory in found if seconds]
-
-
 def _pairs(title: str, values: dict[str, Any]) -> Markup:
-    rows = [[plain(str(key)), _written(str(key), value)] for key, value in values.items() if not isinstance(value, dict | list)]
+    rows = [
+        [_NAMES.get(str(key)) or plain(str(key)), _written(str(key), value)]
+        for key, value in values.items()
+        if value is not None and not isinstance(value, dict | list)
+    ]
     return tag("div", tag("h4", title), table(["", ""], rows, title, (0,)), class_="pairs")
 
 

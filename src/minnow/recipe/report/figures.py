@@ -15,7 +15,7 @@ from typing import Any
 
 from minnow.recipe.report.markup import Markup, counted, interval, join, percent, significant, tag
 
-# Below this rate the scale is nearly linear, above it nearly logarithmic: 0 of 500 and its upper bound (0.8%) stay apart.
+# Below this rate the scale is nearly linear, above it nearly logarithmic: 0 of 500 and its bound (0.8%) stay apart.
 _RATE_KNEE = 0.005
 _RATE_TICKS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -31,7 +31,7 @@ class Scale:
     def at(self, value: float) -> float:
         """Position in percent, kept inside the axis."""
         low, high, here = (self._bend(v) for v in (self.low, self.high, min(max(value, self.low), self.high)))
-        return 100 * (here - low) / (high - low) if high > low else 50.0
+        return 100 * ((here - low) / (high - low)) if high > low else 50.0
 
     def _bend(self, value: float) -> float:
         if self.kind == "log":
@@ -49,7 +49,8 @@ class Scale:
                 ticks = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
                 if len(ticks) <= most:
                     break
-            return ticks
+            # Less than an octave holds too few round logarithmic steps.
+            return ticks if len(ticks) > 2 else Scale(self.low, self.high).ticks(4)
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * 0.999)
@@ -115,14 +116,16 @@ def line_plot(
         ink.append(tag("line", x1=at, x2=at, y1="100%", y2="100%", class_="grid"))
         ink.append(_text(x_format(tick), x=at, y="100%", dy="18", class_="tick mid"))
     for value, name in marks:
-        at = x.at(value)
-        ink.append(tag("line", x1=_p(at), x2=_p(at), y1="0", y2="100%", class_="mark"))
-        side = {"dx": "-6", "class_": "note end"} if at > 50 else {"dx": "6", "class_": "note"}
-        ink.append(_text(name, x=_p(at), y="0", dy="-5", **side))
+        place = x.at(value)
+        ink.append(tag("line", x1=_p(place), x2=_p(place), y1="0", y2="100%", class_="mark"))
+        side = "note end" if place > 80 else "note mid"
+        ink.append(_text(name, x=_p(place), y="0", dy="-5", class_=side))
     for one in series:
         light = " light" if one.light else ""
         points = " ".join(f"{10 * x.at(px):.1f},{1000 - 10 * y.at(py):.1f}" for px, py, _ in one.points)
-        curve = tag("polyline", points=points, class_=f"curve c-{one.colour}{light}", vector_effect="non-scaling-stroke")
+        curve = tag(
+            "polyline", points=points, class_=f"curve c-{one.colour}{light}", vector_effect="non-scaling-stroke"
+        )
         # The inner viewport stretches freely; the stroke does not.
         ink.append(tag("svg", curve, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"))
         if one.dots:
@@ -174,9 +177,7 @@ def _rows(rows: Sequence[tuple[Markup, Markup | None, Markup]], scale: Scale) ->
         _text(tick_percent(t), x=_p(scale.at(t)), y="12", class_="tick " + ("mid" if 0 < t < 1 else "end" if t else ""))
         for t in ticks
     ]
-    foot = tag(
-        "div", tag("div"), tag("svg", axis, class_="axis", aria_hidden="true"), tag("div"), class_="row foot"
-    )
+    foot = tag("div", tag("div"), tag("svg", axis, class_="axis", aria_hidden="true"), tag("div"), class_="row foot")
     return tag("div", body, foot, class_="rows near")
 
 
@@ -220,8 +221,16 @@ def bar_rows(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> Markup:
     for name, colour, rate in rows:
         low, high = _p(SHARE.at(rate["low"])), _p(SHARE.at(rate["high"]))
         ink = [
-            tag("rect", x="0", y="22%", width=_p(SHARE.at(rate["rate"])), height="56%", rx="3", class_=f"bar c-{colour}",
-                data_tip=_rate_tip(name, rate)),
+            tag(
+                "rect",
+                x="0",
+                y="22%",
+                width=_p(SHARE.at(rate["rate"])),
+                height="56%",
+                rx="3",
+                class_=f"bar c-{colour}",
+                data_tip=_rate_tip(name, rate),
+            ),
             tag("line", x1=low, x2=high, y1="50%", y2="50%", class_="over"),
             tag("line", x1=low, x2=low, y1="38%", y2="62%", class_="over"),
             tag("line", x1=high, x2=high, y1="38%", y2="62%", class_="over"),
@@ -242,8 +251,16 @@ def value_bars(rows: Sequence[tuple[str, float, str]], colour: str) -> Markup:
                 tag(
                     "svg",
                     tag("rect", x="0", y="22%", width="100%", height="56%", rx="3", class_="rail"),
-                    tag("rect", x="0", y="22%", width=_p(max(100 * amount / most, 0.6)), height="56%", rx="3",
-                        class_=f"bar c-{colour}", data_tip=f"{name}: {written}"),
+                    tag(
+                        "rect",
+                        x="0",
+                        y="22%",
+                        width=_p(max(100 * amount / most, 0.6)),
+                        height="56%",
+                        rx="3",
+                        class_=f"bar c-{colour}",
+                        data_tip=f"{name}: {written}",
+                    ),
                     class_="track",
                     aria_hidden="true",
                 ),
@@ -262,12 +279,25 @@ def stacked_bar(parts: Sequence[tuple[str, str, float, str]], label: str) -> Mar
     left = 0.0
     for _, colour, share, tip in parts:
         ink.append(
-            tag("rect", x=_p(100 * left), y="0", width=_p(100 * share), height="100%", class_=f"seg c-{colour}", data_tip=tip)
+            tag(
+                "rect",
+                x=_p(100 * left),
+                y="0",
+                width=_p(100 * share),
+                height="100%",
+                class_=f"seg c-{colour}",
+                data_tip=tip,
+            )
         )
         if share >= 0.1:
             ink.append(
-                _text(f"{share:.1%}" if share >= 0.16 else f"{share:.0%}", x=_p(100 * (left + share / 2)), y="50%", dy="5",
-                      class_=f"seglabel on-{colour} mid")
+                _text(
+                    f"{share:.1%}" if share >= 0.16 else f"{share:.0%}",
+                    x=_p(100 * (left + share / 2)),
+                    y="50%",
+                    dy="5",
+                    class_=f"seglabel on-{colour} mid",
+                )
             )
         left += share
     return tag("svg", ink, class_="stack", role="img", aria_label=label)
@@ -283,7 +313,9 @@ def slope(points: Sequence[tuple[str, str, dict[str, Any]]], label: str) -> Mark
         ink.append(tag("line", x1="0", x2="100%", y1=at, y2=at, class_="grid"))
         ink.append(_text(tick_percent(tick), x="0", y=at, dx="-6", dy="4", class_="tick end"))
     places = [(place + 0.5) * width for place in range(len(points))]
-    line = " ".join(f"{10 * p:.1f},{1000 - 10 * scale.at(r['rate']):.1f}" for p, (_, _, r) in zip(places, points, strict=True))
+    line = " ".join(
+        f"{10 * p:.1f},{1000 - 10 * scale.at(r['rate']):.1f}" for p, (_, _, r) in zip(places, points, strict=True)
+    )
     curve = tag("polyline", points=line, class_="curve thin", vector_effect="non-scaling-stroke")
     ink.append(tag("svg", curve, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"))
     for place, (stage, colour, rate) in zip(places, points, strict=True):
@@ -292,10 +324,8 @@ def slope(points: Sequence[tuple[str, str, dict[str, Any]]], label: str) -> Mark
         ink.append(
             tag("circle", cx=_p(place), cy=middle, r="5", class_=f"dot c-{colour}", data_tip=_rate_tip(stage, rate))
         )
-        ink.append(_text(stage, x=_p(place), y="100%", dy="18", class_="tick mid"))
-    return tag(
-        "div", tag("svg", ink, role="img", aria_label=label), class_="plot small near", style="height:140px"
-    )
+        ink.append(_text(stage, x=_p(place), y="100%", dy="18", class_="tick mid stage"))
+    return tag("div", tag("svg", ink, role="img", aria_label=label), class_="plot small near", style="height:140px")
 
 
 def legend(items: Sequence[tuple[str, str]]) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any
 
 from minnow.recipe.report.figures import RATE, legend, pair_rows, rate_rows
 from minnow.recipe.report.markup import Markup, counted, folded, interval, join, percent, plain, table, tag
-from minnow.recipe.report.read import Run, stage_label
+from minnow.recipe.report.read import Run, after, stage_label
 from minnow.recipe.report.section import (
     Section,
     after_sft,
@@ -34,11 +34,14 @@ def loops(run: Run) -> Section | None:
     stages = after_sft(greedy)
     if len(stages) > 1:
         takeaway = change_sentence(
-            f"The {temperature_text(stages[0][1]['temperature'])} doom-loop rate on held-out prompts", stages[0], stages[-1]
+            f"The {temperature_text(stages[0][1]['temperature'])} doom-loop rate on held-out prompts",
+            stages[0],
+            stages[-1],
         )
     else:
         stage, rate = stages[0]
-        takeaway = f"{rate_text(rate)} of {temperature_text(rate['temperature'])} answers to held-out prompts end in a loop after {stage_label(stage)}."
+        kind = temperature_text(rate["temperature"])
+        takeaway = f"{rate_text(rate)} of {kind} answers to held-out prompts end in a loop {after(stage)}."
     body = join(
         _by_temperature(measures),
         folded("Numbers", _rate_table(measures)),
@@ -63,8 +66,8 @@ def _by_temperature(measures: Sequence[dict[str, Any]]) -> Markup:
     ]
     return figure(
         rate_rows(panels, RATE),
-        "Share of answers that end in a loop, with its 95% Wilson interval. The scale is linear near zero and logarithmic above, "
-        "so that none at all and its upper bound stay readable.",
+        "Share of answers that end in a loop, with its 95% Wilson interval. The scale is linear near zero and "
+        "logarithmic above, so that none at all and its upper bound stay readable.",
     )
 
 
@@ -74,35 +77,47 @@ def _heading(temperature: float) -> str:
 
 def _rate_table(measures: Sequence[dict[str, Any]]) -> Markup:
     rows = [
-        [stage_label(stage), f"{entry['temperature']:g}", entry["max_new_tokens"], entry["total"], entry["count"],
-         percent(entry["rate"]), interval(entry), entry.get("truncated", "–")]
+        [
+            stage_label(stage),
+            f"{entry['temperature']:g}",
+            entry["max_new_tokens"],
+            entry["total"],
+            entry["count"],
+            percent(entry["rate"]),
+            interval(entry),
+            entry.get("truncated", "–"),
+        ]
         for stage, entry in _entries(measures)
-    ]  # fmt: skip
+    ]
     headers = ["Stage", "Temperature", "Token budget", "n", "Loops", "Rate", "95% interval", "Truncated"]
     return table(headers, rows, "Doom-loop rates")
 
 
 def _by_task(measures: Sequence[dict[str, Any]], stages: list[tuple[str, dict[str, Any]]]) -> Markup | None:
-    (first, before), (last, after) = stages[0], stages[-1]
+    (first, before), (last, now) = stages[0], stages[-1]
     tasks = before.get("by_task") or {}
     if not tasks:
         return None
-    both = first != last and after.get("by_task")
+    both = first != last and now.get("by_task")
     rows = []
     for task, rate in sorted(tasks.items(), key=lambda item: -item[1]["rate"]):
         group = [(stage_label(first), stage_colour(first), rate)]
-        if both and task in after["by_task"]:
-            group.append((stage_label(last), stage_colour(last), after["by_task"][task]))
+        if both and task in now["by_task"]:
+            group.append((stage_label(last), stage_colour(last), now["by_task"][task]))
         rows.append((plain(task), group))
-    keys = [(f"after {stage_label(stage)}", stage_colour(stage)) for stage in ((first, last) if both else (first,))]
+    keys = [(f"{after(stage)}", stage_colour(stage)) for stage in ((first, last) if both else (first,))]
     numbers = [
-        [name, series, counted(rate), percent(rate["rate"]), interval(rate)] for name, group in rows for series, _, rate in group
+        [name, series, counted(rate), percent(rate["rate"]), interval(rate)]
+        for name, group in rows
+        for series, _, rate in group
     ]
     return join(
         tag("h3", "By kind of prompt"),
         legend(keys),
         figure(pair_rows(rows, RATE), f"{_heading(before['temperature'])}, same scale as above."),
-        folded("Numbers", table(["Prompts", "Stage", "Loops", "Rate", "95% interval"], numbers, "Loops by prompt", (0, 1))),
+        folded(
+            "Numbers", table(["Prompts", "Stage", "Loops", "Rate", "95% interval"], numbers, "Loops by prompt", (0, 1))
+        ),
     )
 
 
@@ -116,7 +131,7 @@ def _examples(measures: Sequence[dict[str, Any]]) -> Markup | None:
             "article",
             tag(
                 "div",
-                tag("span", f"after {stage_label(stage)}", class_=f"chip t-{stage_colour(stage)}"),
+                tag("span", f"{after(stage)}", class_=f"chip t-{stage_colour(stage)}"),
                 tag("span", plain(example["task"]), class_="chip"),
                 tag("span", temperature_text(example["temperature"]), class_="chip"),
                 tag("span", f"{example['copies']:.1f} copies of {example['period']} tokens", class_="chip"),
@@ -198,4 +213,3 @@ def _border(text: str) -> int:
             length += 1
         borders[place] = length
     return borders[-1] if borders else 0
-

@@ -21,7 +21,7 @@ def raw(text: str) -> Markup:
 
 def join(*parts: Any) -> Markup:
     """Concatenate; everything that is not :class:`Markup` is escaped, None disappears, lists are flattened."""
-    pieces = []
+    pieces: list[str] = []
     for part in parts:
         if part is None:
             continue
@@ -44,7 +44,9 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     return Markup(f"<{name}{written}>{join(*children)}</{name}>")
 
 
-def table(headers: Sequence[Any], rows: Sequence[Sequence[Any]], label: str, text_columns: Sequence[int] = (0,)) -> Markup:
+def table(
+    headers: Sequence[Any], rows: Sequence[Sequence[Any]], label: str, text_columns: Sequence[int] = (0,)
+) -> Markup:
     """A table that scrolls sideways by itself on a narrow screen; columns not in ``text_columns`` align right."""
 
     def cells(name: str, row: Sequence[Any]) -> list[Markup]:
@@ -147,8 +149,12 @@ def duration(seconds: float | None) -> str:
 
 def plain(name: str) -> str:
     """``two_hop_questions`` → ``Two hop questions``."""
-    words = name.replace("_", " ").replace("-", " ").strip()
-    return words[:1].upper() + words[1:]
+    return capital(name.replace("_", " ").replace("-", " ").strip())
+
+
+def capital(text: str) -> str:
+    """The first letter large, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def listing(items: Sequence[str]) -> str:

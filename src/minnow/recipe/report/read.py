@@ -10,8 +10,11 @@ from typing import Any
 
 from minnow.errors import UserError
 from minnow.files import read_json
+from minnow.model.accounting import accounting
+from minnow.model.config import ModelConfig
 
 STAGE_LABELS = {"pretrain": "Base", "sft": "SFT", "dpo": "DPO", "grpo": "RL", "rl": "RL", "merge": "Merged"}
+_AFTER = {"pretrain": "pre-training", "merge": "merging"}
 _STAGE_ORDER = {stage: position for position, stage in enumerate(STAGE_LABELS)}
 
 
@@ -27,12 +30,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as the report sees it; everything but the name may be missing."""
+    """A run folder as the report sees it; everything but the name may be missing.
+
+    ``costs`` is ``(stage, seconds, peak bytes)`` in the recipe's order; ``accounting`` has ``total`` and ``parts``.
+    """
 
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    costs: list[tuple[str, float, float | None]] = field(default_factory=list)
+    accounting: dict[str, Any] | None = None
 
     def first(self, kind: str) -> Stage | None:
         """The first finished stage of a kind, or None."""
@@ -54,6 +61,11 @@ def stage_label(stage: str) -> str:
     return STAGE_LABELS.get(stage, stage)
 
 
+def after(stage: str) -> str:
+    """``after SFT``, ``after merging``: how a sentence names a checkpoint."""
+    return f"after {_AFTER.get(stage, stage_label(stage))}"
+
+
 def load_run(folder: Path) -> Run:
     """Read every finished stage of ``folder`` (those with ``done.json``).
 
@@ -62,18 +74,38 @@ def load_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise UserError(f"there is no run folder at {folder}; give the folder that `minnow run` wrote")
-    stages = {}
-    for path in sorted(folder.iterdir()):
-        if (path / "done.json").is_file() and (path / "result.json").is_file():
-            stages[path.name] = _load_stage(path)
+    recipe = _read_optional(folder / "recipe.json")
+    paths = [path for path in sorted(folder.iterdir()) if (path / "done.json").is_file()]
+    named = list((recipe.get("recipe") or {}).get("stages") or ())
+    if named:
+        # A recipe that was edited leaves the folders of the stages it lost behind.
+        paths = sorted((path for path in paths if path.name in named), key=lambda path: named.index(path.name))
+    stages = {path.name: _load_stage(path) for path in paths if (path / "result.json").is_file()}
     if not stages:
         raise UserError(f"no stage of {folder} has finished yet; run `minnow run` on its recipe first")
     return Run(
         name=folder.resolve().name,
         stages=stages,
-        recipe=_read_optional(folder / "recipe.json"),
-        summary=_read_optional(folder / "summary.json"),
+        recipe=recipe,
+        costs=_costs(_read_optional(folder / "summary.json"), [folder / name for name in stages]),
+        accounting=recipe.get("accounting") or _accounting(folder, stages),
     )
+
+
+def _costs(summary: dict[str, Any], finished: list[Path]) -> list[tuple[str, float, float | None]]:
+    """From summary.json, whose stages are a list of rows or a mapping by name; without it from each done.json."""
+    stages = summary.get("stages") or {path.name: _read_optional(path / "done.json") for path in finished}
+    rows = stages.items() if isinstance(stages, dict) else [(row["stage"], row) for row in stages]
+    return [(name, row["seconds"], row.get("peak_rss_bytes")) for name, row in rows if row.get("seconds")]
+
+
+def _accounting(folder: Path, stages: dict[str, Stage]) -> dict[str, Any] | None:
+    """The parameter split of the first checkpoint, for a run whose recipe.json does not carry it."""
+    for name in stages:
+        config = folder / name / "checkpoint" / "config.json"
+        if config.is_file():
+            return accounting(ModelConfig.from_hf(read_json(config)))
+    return None
 
 
 def _load_stage(path: Path) -> Stage:

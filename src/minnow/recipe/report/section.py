@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minnow.recipe.report.markup import Markup, counted, interval, percent, tag
-from minnow.recipe.report.read import Run, stage_label
+from minnow.recipe.report.read import Run, after
 
 STAGE_COLOURS = {"pretrain": "base", "sft": "sft", "dpo": "dpo", "grpo": "rl", "rl": "rl", "merge": "merge"}
 
@@ -55,11 +55,11 @@ def after_sft(stages: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return stages[names.index("sft") :] if "sft" in names else stages
 
 
-def change(before: dict[str, Any], after: dict[str, Any]) -> str:
+def change(before: dict[str, Any], now: dict[str, Any]) -> str:
     """How one rate moved against its 95% intervals: ``fell``, ``rose``, ``stayed within the intervals``."""
-    if after["high"] < before["low"]:
+    if now["high"] < before["low"]:
         return "fell"
-    if after["low"] > before["high"]:
+    if now["low"] > before["high"]:
         return "rose"
     return "stayed within the intervals"
 
@@ -71,11 +71,10 @@ def rate_text(rate: dict[str, Any]) -> str:
     return f"{percent(rate['rate'])} ({interval(rate)})"
 
 
-def change_sentence(what: str, before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> str:
+def change_sentence(what: str, start: tuple[str, dict[str, Any]], end: tuple[str, dict[str, Any]]) -> str:
     """One sentence on a rate before and after, true whichever way it went."""
-    (first, old), (last, new) = before, after
-    first, last = stage_label(first), stage_label(last)
+    (first, old), (last, new) = start, end
     how = change(old, new)
     if how == "stayed within the intervals":
-        return f"{what} {how}: {rate_text(old)} after {first}, {rate_text(new)} after {last}."
-    return f"{what} {how} from {rate_text(old)} after {first} to {rate_text(new)} after {last}."
+        return f"{what} {how}: {rate_text(old)} {after(first)}, {rate_text(new)} {after(last)}."
+    return f"{what} {how} from {rate_text(old)} {after(first)} to {rate_text(new)} {after(last)}."

@@ -77,13 +77,15 @@ def headline(run: Run) -> Markup:
             facts += [tag("b", duration(sft.result["seconds"]))]
         machine = machine_text(run.machine())
         facts += [f" ({machine})." if machine else "."]
-    cards = [card for card in (_loops_card(run), _lookup_card(run), _bits_card(run), *_device_cards(run)) if card]
+    large = [card for card in (_loops_card(run), _lookup_card(run)) if card]
+    small = [card for card in (_bits_card(run), *_device_cards(run)) if card]
     return tag(
         "header",
         tag("p", "Minnow run report", class_="eyebrow"),
         tag("h1", run.name),
         tag("p", facts, class_="lede") if facts else None,
-        tag("div", cards, class_="cards"),
+        tag("div", large, class_="cards") if large else None,
+        tag("div", small, class_="cards small") if small else None,
     )
 
 
@@ -107,7 +109,11 @@ def _loops_card(run: Run) -> Markup | None:
                 tag("span", counted(rate), class_="muted"),
             )
         )
-    return _card(f"Doom loops, {temperature_text(stages[0][1]['temperature'])}", tag("div", steps, class_="steps"), size="loops" if run.first("agent") else "wide")
+    return _card(
+        f"Doom loops, {temperature_text(stages[0][1]['temperature'])}",
+        tag("div", steps, class_="steps"),
+        size="loops" if run.first("agent") else "wide",
+    )
 
 
 def _lookup_card(run: Run) -> Markup | None:
@@ -125,7 +131,11 @@ def _lookup_card(run: Run) -> Markup | None:
         for hop, name in (("one_hop", "one hop"), ("two_hop", "two hops"))
         if hop in agent.result["closed_book"] and hop in agent.result["search"]
     ]
-    return _card("Correct answers, by heart → with search", tag("div", rows, class_="versus"), size="lookup" if loop_stages(run) else "wide")
+    return _card(
+        "Correct answers, by heart → with search",
+        tag("div", rows, class_="versus"),
+        size="lookup" if loop_stages(run) else "wide",
+    )
 
 
 def _bits_card(run: Run) -> Markup | None:
@@ -134,7 +144,11 @@ def _bits_card(run: Run) -> Markup | None:
     if pretrain is None or bits is None or run.first("sft"):
         return None
     after = f"after {duration(pretrain.result['seconds'])}"
-    return _card("Held-out text", tag("strong", number(bits, 3), class_="big t-rl"), tag("span", f"bits per byte, {after}"))
+    return _card(
+        "Held-out text",
+        tag("strong", number(bits, 3), class_="big t-rl"),
+        tag("span", f"bits per byte {after}", class_="muted"),
+    )
 
 
 def _device_cards(run: Run) -> list[Markup]:
@@ -170,10 +184,10 @@ def _timed(file: dict[str, Any]) -> str:
 
 def parameters(run: Run) -> Section | None:
     """Where the parameters sit, beside three published small models."""
-    accounting = run.recipe.get("accounting")
-    if not accounting:
+    if run.accounting is None:
         return None
-    models: list[tuple[str, float, dict[str, float]]] = [("This run", accounting["total"], accounting["parts"]), *_OTHERS]
+    own = ("This run", run.accounting["total"], run.accounting["parts"])
+    models: list[tuple[str, float, dict[str, float]]] = [own, *_OTHERS]
     shares = []
     for name, total, parts in models:
         whole = 1.0 if max(parts.values()) < 1 else total
@@ -195,13 +209,16 @@ def parameters(run: Run) -> Section | None:
         legend([(part, key) for key, part in _PARTS]),
         figure(
             tag("div", bars, class_="near"),
-            f"Tied embeddings counted once. Qwen3.5-0.8B is its text model; divided by the whole {_QWEN_WHOLE:,}-parameter "
-            f"checkpoint, vision tower included, its embedding share is {254_279_680 / _QWEN_WHOLE:.1%}.",
+            f"Tied embeddings counted once. Qwen3.5-0.8B is its text model; divided by the whole "
+            f"{_QWEN_WHOLE:,}-parameter checkpoint, vision tower included, its embedding share is "
+            f"{254_279_680 / _QWEN_WHOLE:.1%}.",
         ),
         folded("Numbers", table(["Model", "Parameters", *[part for _, part in _PARTS]], rows, "Parameter split")),
     )
     others = listing([f"{percent(share['embedding'])} in {name}" for name, _, share in shares[1:]])
-    takeaway = f"The embedding takes {percent(shares[0][2]['embedding'])} of this model's parameters; it takes {others}."
+    takeaway = (
+        f"The embedding takes {percent(shares[0][2]['embedding'])} of this model's parameters; it takes {others}."
+    )
     return Section("parameters", "Parameters", "Where the parameters sit", takeaway, body)
 
 
@@ -225,33 +242,64 @@ def loss(run: Run) -> Section | None:
     values = [y for _, y in thinned] + [line["held_out_loss"] for line in held]
     x = Scale(max(min(points), max(points) / 300), max(points), "log")
     y = Scale(min(values) * 0.94, max(values) * 1.04, "log")
-    series = [Series([(px, py, "") for px, py in thinned if px >= x.low], "base", dots=False, light=True)] if thinned else []
+    series = (
+        [Series([(px, py, "") for px, py in thinned if px >= x.low], "base", dots=False, light=True)] if thinned else []
+    )
     if held:
-        series.append(Series([(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held], "rl"))
+        series.append(
+            Series([(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held], "rl")
+        )
     plots = [
-        line_plot(series, x, y, "Loss against training tokens per parameter", "training tokens per parameter", "loss, nats per token",
-                  y_format=lambda v: f"{v:g}", x_format=lambda v: f"{v:g}",
-                  marks=[(20.0, "20 per parameter")] if x.low < 20 < x.high * 0.98 else [])
-    ]  # fmt: skip
+        line_plot(
+            series,
+            x,
+            y,
+            "Loss against training tokens per parameter",
+            "training tokens per parameter",
+            "loss, nats per token",
+            y_format=lambda v: f"{v:g}",
+            x_format=lambda v: f"{v:g}",
+            marks=[(20.0, "20 per parameter")] if x.low < 20 < x.high * 0.98 else [],
+        )
+    ]
     bits = [line for line in held if line.get("bits_per_byte") is not None]
     if len(bits) > 1:
         clock = Scale(0, max(line["seconds"] for line in bits) / 60)
-        depth = Scale(min(line["bits_per_byte"] for line in bits) * 0.96, max(line["bits_per_byte"] for line in bits) * 1.04, "log")
+        depth = Scale(
+            min(line["bits_per_byte"] for line in bits) * 0.96,
+            max(line["bits_per_byte"] for line in bits) * 1.04,
+            "log",
+        )
         curve = Series([(line["seconds"] / 60, line["bits_per_byte"], _held_tip(line, per)) for line in bits], "dpo")
         plots.append(
-            line_plot([curve], clock, depth, "Held-out bits per byte against minutes", "minutes of training", "held-out bits per byte",
-                      x_format=lambda v: f"{v:g}", y_format=lambda v: f"{v:g}")
-        )  # fmt: skip
+            line_plot(
+                [curve],
+                clock,
+                depth,
+                "Held-out bits per byte against minutes",
+                "minutes of training",
+                "held-out bits per byte",
+                x_format=lambda v: f"{v:g}",
+                y_format=lambda v: f"{v:g}",
+            )
+        )
     keys = ([("training loss", "base")] if thinned else []) + ([("held-out loss", "rl")] if held else [])
     if len(plots) > 1:
         keys.append(("held-out bits per byte", "dpo"))
     rows = [
-        [line["step"], f"{line['tokens']:,}", significant(line["tokens"] / per), duration(line["seconds"]),
-         number(line["held_out_loss"], 3), number(line.get("bits_per_byte"), 3)]
+        [
+            line["step"],
+            f"{line['tokens']:,}",
+            significant(line["tokens"] / per),
+            duration(line["seconds"]),
+            number(line["held_out_loss"], 3),
+            number(line.get("bits_per_byte"), 3),
+        ]
         for line in held
-    ]  # fmt: skip
+    ]
     headers = ["Step", "Tokens", "Tokens per parameter", "Time", "Held-out loss", "Bits per byte"]
-    speed = f"{result['tokens_per_second']:,.0f} tokens/s on average; final training loss {number(result['final_loss'], 3)}."
+    speed = f"{result['tokens_per_second']:,.0f} tokens/s on average; "
+    speed += f"final training loss {number(result['final_loss'], 3)}."
     body = join(
         legend(keys),
         figure(tag("div", plots, class_="pair" if len(plots) > 1 else None), speed),
@@ -264,12 +312,16 @@ def _thin(train: list[dict[str, Any]], per: float) -> list[tuple[float, float]]:
     """Means over neighbouring lines, so that the page stays small however long the run was."""
     size = max(1, -(-len(train) // _CURVE_POINTS))
     groups = [train[start : start + size] for start in range(0, len(train), size)]
-    return [(sum(g["tokens"] for g in group) / len(group) / per, sum(g["loss"] for g in group) / len(group)) for group in groups]
+    return [
+        (sum(g["tokens"] for g in group) / len(group) / per, sum(g["loss"] for g in group) / len(group))
+        for group in groups
+    ]
 
 
 def _held_tip(line: dict[str, Any], per: float) -> str:
     bits = f"\n{number(line['bits_per_byte'], 3)} bits per byte" if line.get("bits_per_byte") is not None else ""
-    return f"held-out loss {number(line['held_out_loss'], 3)}{bits}\n{significant(line['tokens'] / per)} tokens per parameter · {duration(line['seconds'])}"
+    place = f"{significant(line['tokens'] / per)} tokens per parameter · {duration(line['seconds'])}"
+    return f"held-out loss {number(line['held_out_loss'], 3)}{bits}\n{place}"
 
 
 def _loss_sentence(train: list[dict[str, Any]], held: list[dict[str, Any]], per: float) -> str:
@@ -283,5 +335,9 @@ def _loss_sentence(train: list[dict[str, Any]], held: list[dict[str, Any]], per:
     late = [line for line in lines if line["tokens"] >= 0.8 * last["tokens"]]
     if len(late) > 1 and key == "held_out_loss":
         gain = late[0][key] - last[key]
-        text += f"; the last fifth of training lowered it by {number(gain)}" if gain > 0.005 else "; it was flat over the last fifth of training"
+        text += (
+            f"; the last fifth of training lowered it by {number(gain)}"
+            if gain > 0.005
+            else "; it was flat over the last fifth of training"
+        )
     return text + "."
