@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _full_disk(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Gone after success, and unreachable where the parent is no folder: neither may hide what went wrong.
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -71,10 +73,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
         shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
-        if previous.exists() and not path.exists():
-            os.replace(previous, path)
         raise _full_disk(path, error) from error
     finally:
+        # Whatever came between the two renames, Ctrl-C included, what was there before stands again.
+        if previous.exists() and not path.exists():
+            os.replace(previous, path)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

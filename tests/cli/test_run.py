@@ -202,7 +202,7 @@ def test_a_dry_run_prints_the_plan_and_what_each_stage_would_do_and_writes_nothi
     before = sorted((str(path), path.stat().st_mtime_ns) for path in here.path.rglob("*"))
     code, out, _ = here.finish("--set", QUICK, "--set", "stages.double.factor=4", "--dry-run", "--json")
     document = json.loads(out)
-    assert code == 0 and document["plan"] == "the plan of toy\n"
+    assert code == 0 and document["plan"] == {"name": "toy"}
     assert [row["action"] for row in document["stages"]] == ["keep", "run", "run"]
     assert sorted((str(path), path.stat().st_mtime_ns) for path in here.path.rglob("*")) == before
 

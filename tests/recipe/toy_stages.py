@@ -17,7 +17,8 @@ if __name__ == "__main__":
     # The real stages and the real plan import torch, which these do without.
     sys.modules["minnow.recipe.stages"] = types.ModuleType("minnow.recipe.stages")
     sys.modules["minnow.recipe.plan"] = plan = types.ModuleType("minnow.recipe.plan")
-    plan.plan = lambda recipe: f"the plan of {recipe.name}\n"  # type: ignore[attr-defined]
+    plan.plan = lambda recipe: {"name": recipe.name}  # type: ignore[attr-defined]
+    plan.format_plan = lambda numbers: f"the plan of {numbers['name']}\n"  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ class Command:
 # Every command registers here: its words (one, or two for a group) and its place in minnow/cli/<group>.py.
 COMMANDS: dict[str, Command] = {
     "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
+    "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
+    "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
+    "loops measure": Command("minnow.cli.loops:measure", "measure how often a model's answers end in a doom loop"),
+    "loops detect": Command("minnow.cli.loops:detect", "find loops in texts by the published rules"),
+    "export": Command("minnow.cli.device:export", "write a model as GGUF files, and check them"),
+    "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
 }
 
 

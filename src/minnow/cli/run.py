@@ -47,14 +47,15 @@ def run(
 
 
 def _dry_run(recipe: Recipe, restart_from: str | None, only: str | None, as_json: bool) -> str:
-    from minnow.recipe.plan import plan
+    from minnow.recipe.plan import format_plan, plan
 
     stages = runner.survey(recipe, restart_from, only)
-    text = plan(recipe)
+    numbers = plan(recipe)
     if as_json:
-        return json.dumps({"plan": text, "stages": stages}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"plan": numbers, "stages": stages}, indent=2, ensure_ascii=False) + "\n"
     width = max(len(row["stage"]) for row in stages) + 2
-    return "\n".join([text.rstrip("\n"), "", *(f"{row['stage']:<{width}}{row['reason']}" for row in stages)]) + "\n"
+    rows = [f"{row['stage']:<{width}}{row['reason']}" for row in stages]
+    return "\n".join([format_plan(numbers), *rows]) + "\n"
 
 
 def _table(summary: dict[str, Any]) -> str:

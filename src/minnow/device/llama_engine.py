@@ -9,7 +9,7 @@ from typing import Self
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_cpp import LlamaCpp
-from minnow.rollout.records import Prompt, Rollout, Sampling
+from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
 _CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
 
@@ -42,14 +42,21 @@ class LlamaEngine:
             self._llama.close()
             self._llama = None
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """Answer every prompt; results come in the order of ``prompts``.
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]) -> list[Rollout]:
+        """Answer every prompt, with one sampling for all or one each; results come in the order of ``prompts``.
 
         Raises:
             UserError: an empty prompt, ids of another tokenizer, or as :class:`LlamaCpp`.
         """
-        if not prompts:
-            return []
+        groups: dict[Sampling, list[int]] = {}
+        for i, one in enumerate(per_prompt(sampling, len(prompts))):
+            groups.setdefault(one, []).append(i)
+        results: dict[int, Rollout] = {}
+        for one, members in groups.items():
+            results |= zip(members, self._generate([prompts[i] for i in members], one), strict=True)
+        return [results[i] for i in range(len(prompts))]
+
+    def _generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         needed = max(len(ids) for _, ids in prompts) + sampling.max_new_tokens
         answers = self._worker(needed).generate(
             [ids for _, ids in prompts],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
 from minnow.loops import Rate
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example, Score, verify, verify_call
@@ -18,7 +19,16 @@ CALL_TASKS = ("search", "calculator")
 
 def answer(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], sampling: Sampling) -> list[Rollout]:
     """One rollout per example, in order."""
-    return engine.generate([(e.id, tokenizer.prompt(e.messages, e.tools)) for e in examples], sampling)
+    return answer_groups(engine, tokenizer, examples, [sampling])[0]
+
+
+def answer_groups(
+    engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], arms: Sequence[Sampling]
+) -> list[list[Rollout]]:
+    """One rollout per example and arm, all decoded together: a list per arm, examples in order."""
+    prompts = [(e.id, tokenizer.prompt(e.messages, e.tools)) for e in examples]
+    rollouts = engine.generate(prompts * len(arms), [arm for arm in arms for _ in prompts])
+    return [rollouts[i * len(prompts) : (i + 1) * len(prompts)] for i in range(len(arms))]
 
 
 def score(example: Example, rollout: Rollout) -> Score:
@@ -79,7 +89,13 @@ class LoopRates:
 
 
 def loop_rates(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> LoopRates:
-    """Count the rollouts that end in a loop."""
+    """Count the rollouts that end in a loop.
+
+    Raises:
+        UserError: no rollouts.
+    """
+    if not rollouts:
+        raise UserError("there are no prompts to measure a loop rate on; ask for at least one loop-prone prompt")
     by_task: dict[str, list[bool]] = defaultdict(list)
     for example, rollout in zip(examples, rollouts, strict=True):
         by_task[example.task].append(rollout.finish_reason == "loop")
@@ -101,20 +117,14 @@ def measure_loops(
     temperatures: Sequence[float],
     max_new_tokens: int,
     seed: int = 0,
-) -> tuple[list[LoopRates], list[dict[str, Any]], list[Rollout]]:
-    """Doom-loop rate at each temperature.
-
-    Returns:
-        The rates; a few loops spelled out, one per task first; and the rollouts of the first temperature.
-    """
-    rates, shown, first = [], [], []
-    for temperature in temperatures:
-        sampling = Sampling(temperature, max_new_tokens, seed)
-        rollouts = answer(engine, tokenizer, examples, sampling)
-        first = first or rollouts
+) -> tuple[list[LoopRates], list[dict[str, Any]]]:
+    """Doom-loop rate at each temperature, and a few of the loops spelled out."""
+    arms = [Sampling(temperature, max_new_tokens, seed) for temperature in temperatures]
+    rates, shown = [], []
+    for rollouts in answer_groups(engine, tokenizer, examples, arms):
         rates.append(loop_rates(examples, rollouts))
         shown += loop_examples(tokenizer, examples, rollouts)
-    return rates, shown[:8], first
+    return rates, shown[:8]
 
 
 def loop_examples(
@@ -137,5 +147,3 @@ def loop_examples(
             "temperature": rollout.sampling.temperature,
         }
     return list(found.values())[:most]
-
-

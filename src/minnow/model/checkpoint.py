@@ -124,8 +124,13 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
             raise UserError(f"{file} is damaged or cut short ({error}); restore it or train the stage again") from error
     model = Backbone(config)
     try:
-        model.load_state_dict(from_hf_weights(weights, config))
-    except (KeyError, RuntimeError) as error:
+        ours = from_hf_weights(weights, config)
+        known = to_hf_weights({name: tensor.to("meta") for name, tensor in ours.items()}, config)
+        unknown = weights.keys() - known.keys() - {"lm_head.weight"}  # some writers repeat the tied embedding
+        if unknown:
+            raise KeyError(f"no place for {min(unknown)}")
+        model.load_state_dict(ours)
+    except (KeyError, RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{folder}: the weights do not fit config.json ({reason}); restore the folder") from error
     return model.to(dtype)

@@ -40,7 +40,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         unknown = set(self.layer_types) - {CONV, ATTENTION}
         if unknown:
-            raise UserError(f"unknown mixer {sorted(unknown)[0]!r}; the mixers are {CONV!r} and {ATTENTION!r}")
+            raise UserError(f"unknown mixer {min(unknown)!r}; the mixers are {CONV!r} and {ATTENTION!r}")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads; "
@@ -65,22 +65,32 @@ class ModelConfig:
         Raises:
             UserError: another model type, or a form of LFM2 this backbone does not compute.
         """
-        if config.get("model_type") != "lfm2":
+        if not isinstance(config, Mapping) or config.get("model_type") != "lfm2":
+            kind = config.get("model_type") if isinstance(config, Mapping) else type(config).__name__
             raise UserError(
-                f"model_type is {config.get('model_type')!r}; Minnow's backbone reads 'lfm2' checkpoints, "
+                f"model_type is {kind!r}; Minnow's backbone reads 'lfm2' checkpoints, "
                 "convert the model or choose another one"
             )
+        try:
+            return cls._read(config)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"config.json is not a complete 'lfm2' config ({reason}); restore the file") from error
+
+    @classmethod
+    def _read(cls, config: Mapping[str, Any]) -> ModelConfig:
         if config.get("conv_bias"):
             raise UserError("conv_bias is set; no published LFM2 uses it and Minnow does not compute it")
+        if not config.get("tie_embedding", config.get("tie_word_embeddings", True)):
+            raise UserError("the output head is not tied to the embedding; no published LFM2 does so, choose another")
         hidden = int(config["hidden_size"])
         width = int(config.get("block_ff_dim") or config["intermediate_size"])
         if config.get("block_auto_adjust_ff_dim", True):
             width = int(2 * width / 3)
-            multiplier = config.get("block_ffn_dim_multiplier")
-            multiple = int(config.get("block_multiple_of", 256))
-            if multiplier is not None:
-                width = int(float(multiplier) * width)
-            width = multiple * ((width + multiple - 1) // multiple)
+            multiplier = config.get("block_ffn_dim_multiplier", 1.0)
+            if multiplier is not None:  # transformers rounds only where there is a multiplier
+                multiple = int(config.get("block_multiple_of", 256))
+                width = multiple * -(-int(float(multiplier) * width) // multiple)
         layer_types = config.get("layer_types")
         if layer_types is None:
             attention = config.get("full_attn_idxs")
@@ -91,6 +101,7 @@ class ModelConfig:
             raise UserError(f"rope_type {rope['rope_type']!r} is not an LFM2 form; only 'default' is computed")
         heads = int(config["num_attention_heads"])
         eos = config.get("eos_token_id", 7)
+        pad, bos = config.get("pad_token_id"), config.get("bos_token_id")
         return cls(
             vocab_size=int(config["vocab_size"]),
             hidden_size=hidden,
@@ -103,8 +114,8 @@ class ModelConfig:
             norm_eps=float(config.get("norm_eps", 1e-5)),
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 1e6))),
             max_positions=int(config.get("max_position_embeddings", 128_000)),
-            pad_id=int(config.get("pad_token_id") or 0),
-            bos_id=int(config.get("bos_token_id") or 1),
+            pad_id=0 if pad is None else int(pad),
+            bos_id=1 if bos is None else int(bos),
             eos_id=int(eos[0] if isinstance(eos, list) else eos),
         )
 

@@ -30,8 +30,17 @@ class Gate:
     max_new_tokens: int
     tolerance: float = 0.02
     history: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int = -1
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def best_step(self) -> int:
+        """The step whose weights are the best so far."""
+        return self._best()["step"]
+
+    @property
+    def best_weights(self) -> dict[str, Tensor]:
+        """Its weights."""
+        return self.kept[self.best_step]
 
     def measure(self) -> tuple[float, float]:
         """Greedy loop rate and mean task score of the policy as it is; truncated answers count as loops do."""
@@ -46,21 +55,33 @@ class Gate:
         loop_rate, task_score = self.measure()
         entry = {"step": step, "loop_rate": loop_rate, "task_score": task_score}
         self.history.append(entry)
-        if self._best() is entry:
-            self.best_step = step
-            self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        if entry in self._candidates():
+            self.kept[step] = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        steps = {candidate["step"] for candidate in self._candidates()}
+        self.kept = {step: tensors for step, tensors in self.kept.items() if step in steps}
         return entry
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"history": self.history, "best_step": self.best_step, "best_weights": self.best_weights}
+        return {"history": self.history, "kept": self.kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state written by :meth:`state`."""
-        self.history, self.best_step = list(state["history"]), state["best_step"]
-        self.best_weights = state["best_weights"]
+        self.history, self.kept = list(state["history"]), dict(state["kept"])
 
-    def _best(self) -> dict[str, Any]:
+    def _candidates(self) -> list[dict[str, Any]]:
+        """Entries that can be the best now or later, by rising loop rate.
+
+        A later, higher task score may rule out the best of today and leave an earlier entry; one with no fewer loops
+        than an entry of no lower score never comes first again.
+        """
         floor = max(entry["task_score"] for entry in self.history) - self.tolerance
         sound = [entry for entry in self.history if entry["task_score"] >= floor]
-        return min(sound, key=lambda entry: (entry["loop_rate"], -entry["task_score"]))
+        candidates: list[dict[str, Any]] = []
+        for entry in sorted(sound, key=lambda entry: (entry["loop_rate"], -entry["task_score"])):
+            if not candidates or entry["task_score"] > candidates[-1]["task_score"]:
+                candidates.append(entry)
+        return candidates
+
+    def _best(self) -> dict[str, Any]:
+        return self._candidates()[0]

@@ -21,6 +21,9 @@ def soup(members: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None
         if {n: t.shape for n, t in member.items()} != {n: t.shape for n, t in first.items()}:
             raise UserError("the checkpoints differ in shape and cannot be averaged; merge checkpoints of one model")
     return {
-        name: sum((share * member[name].float() for share, member in zip(shares, members, strict=True)), start=0.0 * tensor.float())
+        name: sum(
+            (share * member[name].float() for share, member in zip(shares, members, strict=True)),
+            start=0.0 * tensor.float(),
+        )
         for name, tensor in first.items()
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.measure import answer, score
+from minnow.evaluate.measure import answer_groups, score
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example, Score
 
@@ -132,11 +132,9 @@ def build_pairs(
 ) -> PairReport:
     """Roll out every prompt and pair the answers; loop pairs beyond their share are dropped, last ones first."""
     base = Sampling(0.0, settings.max_new_tokens, seed)
-    greedy = answer(engine, tokenizer, examples, base)
-    arms = [
-        answer(engine, tokenizer, examples, replace(base, temperature=temperature, seed=seed + 1 + arm))
-        for arm, temperature in enumerate(settings.temperatures)
-    ]
+    greedy, *arms = answer_groups(
+        engine, tokenizer, examples, [base, *(replace(base, temperature=t) for t in settings.temperatures)]
+    )
     pairs, all_loop = [], []
     for i, example in enumerate(examples):
         pair, every = choose_pair(example, greedy[i], [arm[i] for arm in arms], settings)
@@ -147,5 +145,7 @@ def build_pairs(
     loops = [pair for pair in pairs if pair.kind == "loop"]
     quality = [pair for pair in pairs if pair.kind == "quality"]
     if settings.loop_share < 1:
-        loops = loops[: int(len(quality) * settings.loop_share / (1 - settings.loop_share)) + 1]
+        # A hair above the quotient: 3 * 0.7 / 0.3 is 7, not 6.999…; and never none at all.
+        most = int(len(quality) * settings.loop_share / (1 - settings.loop_share) + 1e-9)
+        loops = loops[: max(1, most)]
     return PairReport(loops + quality, len(examples), len(examples) * (1 + len(arms)), all_loop)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.measure import answer, score
+from minnow.evaluate.measure import answer_groups, score
 from minnow.posttrain.pairs import cut_loop
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example
@@ -62,10 +62,7 @@ def rollout_step(
     (it was not finished, not wrong); a loop stays in, cut a few periods past its onset.
     """
     base = Sampling(0.0, settings.max_new_tokens, seed)
-    arms = [
-        answer(engine, tokenizer, examples, replace(base, temperature=temperature, seed=seed * 1000 + arm))
-        for arm, temperature in enumerate(settings.temperatures)
-    ]
+    arms = answer_groups(engine, tokenizer, examples, [replace(base, temperature=t) for t in settings.temperatures])
     groups = list(zip(*arms, strict=True))
     rewards = torch.tensor(
         [[reward(e, r, settings.loop_penalty) for r in group] for e, group in zip(examples, groups, strict=True)]

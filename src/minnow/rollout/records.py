@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from minnow.errors import UserError
 from minnow.loops import Loop
 
 Prompt = tuple[str, list[int]]
@@ -27,6 +28,13 @@ class Sampling:
     seed: int = 0
     stop_on_loop: bool = True
 
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_new_tokens < 1:
+            raise UserError(
+                f"temperature {self.temperature} with {self.max_new_tokens} new tokens cannot be sampled; "
+                "use a temperature of at least 0 and at least 1 token"
+            )
+
 
 @dataclass
 class Rollout:
@@ -37,6 +45,7 @@ class Rollout:
         token_ids: the completion, the end token included when the model wrote it.
         finish_reason: ``"stop"``, ``"length"`` or ``"loop"``.
         log_probs: of each completion token under the model (temperature 1); empty when the engine has none.
+        loop: the loop the answer ends in, whether or not it was stopped for it.
     """
 
     prompt_id: str
@@ -52,6 +61,19 @@ class Rollout:
 class Engine(Protocol):
     """Anything that answers prompts: torch here, llama.cpp, a server."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """Answer every prompt; results come in the order of ``prompts``."""
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]) -> list[Rollout]:
+        """Answer every prompt, with one sampling for all or one each; results come in the order of ``prompts``."""
         ...
+
+
+def per_prompt(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
+    """One sampling per prompt.
+
+    Raises:
+        ValueError: a list of another length than the prompts.
+    """
+    if isinstance(sampling, Sampling):
+        return [sampling] * count
+    if len(sampling) != count:
+        raise ValueError(f"{len(sampling)} samplings for {count} prompts")
+    return list(sampling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,28 +12,33 @@ from torch.nn import functional as F
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import Loop, LoopWatch
+from minnow.loops import Loop, LoopWatch, find_loop
 from minnow.model.backbone import Backbone
 from minnow.model.state import DecodeState
-from minnow.rollout.records import Prompt, Rollout, Sampling
+from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
 
 @dataclass
 class _Row:
-    """One prompt being answered."""
+    """One prompt being answered; once ``done`` the row decodes on unread until the next compaction."""
 
     index: int
     prompt: Prompt
-    tokens: list[int]
-    log_probs: list[float]
+    sampling: Sampling
+    slot: int
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    done: bool = False
 
 
-def _uniform(seed: int, rows: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+def _uniform(rows: Sequence[_Row]) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 ``[rows]``: SplitMix64 of (seed, row, position), no state to carry."""
+    # The seed is scrambled before the row comes in, or row 1 of seed 0 would draw what row 0 of seed 1 does.
+    parts = zip(*((row.sampling.seed % 2**64, row.index, len(row.tokens)) for row in rows), strict=True)
     with np.errstate(over="ignore"):
-        mixed = np.full(len(rows), seed, dtype=np.uint64)
-        for part in (np.asarray(rows, dtype=np.uint64), np.asarray(positions, dtype=np.uint64)):
-            mixed = (mixed ^ part) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = np.zeros(len(rows), dtype=np.uint64)
+        for part in parts:
+            mixed = (mixed ^ np.array(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             mixed ^= mixed >> np.uint64(31)
@@ -57,61 +62,67 @@ class TorchEngine:
         self.rows, self.min_refill = rows, min_refill
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """Answer every prompt; results come in the order of ``prompts``.
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]) -> list[Rollout]:
+        """Answer every prompt, with one sampling for all or one each; results come in the order of ``prompts``.
 
         Raises:
             UserError: an empty prompt, or one that leaves no room in the model's context.
         """
-        for name, ids in prompts:
+        samplings = per_prompt(sampling, len(prompts))
+        for (name, ids), one in zip(prompts, samplings, strict=True):
             if not ids:
                 raise UserError(f"prompt {name!r} is empty; give it at least one token")
-            if len(ids) + sampling.max_new_tokens > self.model.config.max_positions:
+            if len(ids) + one.max_new_tokens > self.model.config.max_positions:
                 raise UserError(
-                    f"prompt {name!r} ({len(ids)} tokens) and {sampling.max_new_tokens} new ones exceed the context of "
+                    f"prompt {name!r} ({len(ids)} tokens) and {one.max_new_tokens} new ones exceed the context of "
                     f"{self.model.config.max_positions}; shorten the prompt or ask for fewer tokens"
                 )
-        # Longest prompts first: rows of like length share a prefill.
-        waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
+        # Longest prompts first: rows of like length share a prefill, and equal prompts come together.
+        waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), prompts[i][1]))
         results: dict[int, Rollout] = {}
         flight: list[_Row] = []
         state: DecodeState | None = None
         hidden = torch.empty(0)
         watch = LoopWatch(self.rows)
-        slots: list[int] = []
         free = list(range(self.rows))
         while waiting or flight:
+            finished = sum(row.done for row in flight)
+            if (
+                state is not None
+                and finished
+                and (finished == len(flight) or finished >= self.min_refill * len(flight))
+            ):
+                keep = [place for place, row in enumerate(flight) if not row.done]
+                places = torch.tensor(keep, dtype=torch.long)
+                state, hidden, flight = state.select(places), hidden[places], [flight[i] for i in keep]
+                finished = 0
             room = self.rows - len(flight)
-            if waiting and (not flight or room >= self.min_refill * self.rows):
+            if waiting and not finished and (not flight or room >= self.min_refill * self.rows):
                 taken = [waiting.pop() for _ in range(min(room, len(waiting)))]
-                new = [_Row(i, prompts[i], [], []) for i in taken]
-                hidden_new, state_new = self._read(new, sampling.max_new_tokens)
+                new = [_Row(i, prompts[i], samplings[i], free.pop()) for i in taken]
+                hidden_new, state_new = self._read(new)
                 hidden = torch.cat([hidden, hidden_new]) if flight else hidden_new
                 state = state.join(state_new) if state is not None and flight else state_new
                 flight += new
-                for _ in new:
-                    slots.append(free.pop())
-                    watch.reset(slots[-1])
+                for row in new:
+                    watch.reset(row.slot)
+            if not flight:
+                break
             assert state is not None
-            chosen, log_probs = self._choose(hidden, flight, sampling)
-            looping = self._note(flight, slots, chosen, log_probs, watch if sampling.stop_on_loop else None)
-            keep = []
+            chosen, log_probs = self._choose(hidden, flight)
+            looping = self._note(flight, chosen, log_probs, watch)
             for place, row in enumerate(flight):
-                reason = self._finish(row, looping.get(place), sampling)
-                if reason is None:
-                    keep.append(place)
-                    continue
-                results[row.index] = self._record(row, reason, looping.get(place), sampling)
-                free.append(slots[place])
-            if len(keep) < len(flight):
-                places = torch.tensor(keep, dtype=torch.long)
-                state, chosen = state.select(places), chosen[places]
-                flight, slots = [flight[i] for i in keep], [slots[i] for i in keep]
-            if flight:
+                reason, loop = (None, None) if row.done else self._finish(row, looping.get(row.slot))
+                if reason is not None:
+                    results[row.index] = self._record(row, reason, loop)
+                    row.done = True
+                    free.append(row.slot)
+                    state.lengths[place] = 0  # it writes over its own beginning instead of past its capacity
+            if not all(row.done for row in flight):
                 hidden = self.model.step(chosen, state)
         return [results[i] for i in range(len(prompts))]
 
-    def _read(self, rows: list[_Row], max_new_tokens: int) -> tuple[Tensor, DecodeState]:
+    def _read(self, rows: list[_Row]) -> tuple[Tensor, DecodeState]:
         """Prefill the rows' prompts, equal prompts once."""
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(row.prompt[1]), len(unique)) for row in rows]
@@ -120,50 +131,56 @@ class TorchEngine:
         tokens = torch.full((len(unique), width), self.tokenizer.pad_id, dtype=torch.long)
         for place, ids in enumerate(unique):
             tokens[place, : len(ids)] = torch.tensor(ids)
-        hidden, state = self.model.prefill(tokens, lengths, width + max_new_tokens)
+        budget = max(row.sampling.max_new_tokens for row in rows)
+        hidden, state = self.model.prefill(tokens, lengths, width + budget)
         index = torch.tensor(places)
         return hidden[index], state.select(index)
 
-    def _choose(self, hidden: Tensor, flight: list[_Row], sampling: Sampling) -> tuple[Tensor, Tensor]:
+    def _choose(self, hidden: Tensor, flight: list[_Row]) -> tuple[Tensor, Tensor]:
         """Next token and its log-probability for every row."""
-        logits = F.linear(hidden, self.model.head.to(hidden.dtype)).float()
+        logits = F.linear(hidden, self.model.head).float()
+        total = logits.logsumexp(-1)  # rows of the embedding that stand for no token count, as they do in training
         logits[:, self.tokenizer.vocab_size :] = float("-inf")
-        if sampling.temperature > 0:
-            uniform = _uniform(sampling.seed, [row.index for row in flight], [len(row.tokens) for row in flight])
-            cumulative = torch.softmax(logits / sampling.temperature, -1).cumsum(-1)
-            # The last entry misses 1 by rounding; scaling by it keeps the draw inside the vocabulary.
-            wanted = torch.from_numpy(uniform)[:, None].float() * cumulative[:, -1:]
-            chosen = torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=self.tokenizer.vocab_size - 1)
-        else:
-            chosen = logits.argmax(-1)
-        log_probs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        chosen = logits.argmax(-1)
+        drawn = [place for place, row in enumerate(flight) if row.sampling.temperature > 0 and not row.done]
+        if drawn:
+            places = torch.tensor(drawn)
+            rows = [flight[place] for place in drawn]
+            temperatures = torch.tensor([row.sampling.temperature for row in rows])
+            cumulative = torch.softmax(logits[places] / temperatures[:, None], -1).cumsum(-1)
+            # The last entry misses 1 by rounding, so the draw is scaled by it; strictly below it the draw always falls
+            # on a token that has a probability.
+            whole = cumulative[:, -1:]
+            wanted = torch.from_numpy(_uniform(rows))[:, None].float() * whole
+            wanted = torch.minimum(wanted, whole.nextafter(torch.zeros_like(whole)))
+            chosen[places] = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+        log_probs = logits.gather(1, chosen[:, None])[:, 0] - total
         return chosen, log_probs
 
-    def _note(
-        self, flight: list[_Row], slots: list[int], chosen: Tensor, log_probs: Tensor, watch: LoopWatch | None
-    ) -> dict[int, Loop]:
-        """Write the tokens down; the loops that became certain, by place in ``flight``."""
-        for row, token, log_prob in zip(flight, chosen.tolist(), log_probs.tolist(), strict=True):
-            row.tokens.append(token)
-            row.log_probs.append(log_prob)
-        if watch is None:
-            return {}
+    def _note(self, flight: list[_Row], chosen: Tensor, log_probs: Tensor, watch: LoopWatch) -> dict[int, Loop]:
+        """Write the tokens down; the loops that became certain, by slot."""
         tokens = np.zeros(self.rows, dtype=np.int64)
         active = np.zeros(self.rows, dtype=bool)
-        tokens[slots], active[slots] = chosen.numpy(), True
-        found = watch.push(tokens, active)
-        place_of = {slot: place for place, slot in enumerate(slots)}
-        return {place_of[slot]: loop for slot, loop in found.items()}
+        for row, token, log_prob in zip(flight, chosen.tolist(), log_probs.tolist(), strict=True):
+            if not row.done:
+                row.tokens.append(token)
+                row.log_probs.append(log_prob)
+                tokens[row.slot], active[row.slot] = token, row.sampling.stop_on_loop
+        return watch.push(tokens, active)
 
-    def _finish(self, row: _Row, loop: Loop | None, sampling: Sampling) -> str | None:
+    def _finish(self, row: _Row, loop: Loop | None) -> tuple[str | None, Loop | None]:
+        """Why the row ends here, None when it goes on, and the loop it ends in."""
         if row.tokens[-1] == self.tokenizer.eos_id:
-            return "stop"
+            return "stop", None
         if loop is not None:
-            return "loop"
-        return "length" if len(row.tokens) >= sampling.max_new_tokens else None
+            return "loop", loop
+        if len(row.tokens) < row.sampling.max_new_tokens:
+            return None, None
+        loop = find_loop(row.tokens)  # the watch looks every few tokens and may have missed the last ones
+        return "loop" if loop is not None and row.sampling.stop_on_loop else "length", loop
 
-    def _record(self, row: _Row, reason: str, loop: Loop | None, sampling: Sampling) -> Rollout:
+    def _record(self, row: _Row, reason: str, loop: Loop | None) -> Rollout:
         ended = row.tokens[-1] == self.tokenizer.eos_id
         text = self.tokenizer.decode(row.tokens[:-1] if ended else row.tokens, keep_special=True)
         name, ids = row.prompt
-        return Rollout(name, ids, row.tokens, text, reason, sampling, row.log_probs, loop)
+        return Rollout(name, ids, row.tokens, text, reason, row.sampling, row.log_probs, loop)

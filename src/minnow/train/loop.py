@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,31 @@ class TrainSettings:
     save_seconds: float = 60.0
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"there is no schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
+        if self.steps < 1 or self.log_every < 1:
+            raise UserError(f"steps is {self.steps} and log_every {self.log_every}; training needs at least 1 of each")
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is done: an update is made and counted, or neither."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler or signal.SIG_DFL)
+    for arrived in held:
+        signal.raise_signal(arrived)
+
 
 class Trainer:
     """A model, its optimiser, and the step it has reached; saves and resumes exactly.
@@ -66,6 +94,7 @@ class Trainer:
         self.done_steps, self.tokens, self.seconds = 0, 0, 0.0
         self.last_loss = math.nan
         self.notes: dict[str, Any] = {}
+        self._checked, self._stopped = -1, False
         self._bad_steps = 0
         self._saved_at = time.monotonic()
         if state_file.exists():
@@ -81,6 +110,7 @@ class Trainer:
 
         Args:
             check: called before the first step, after every ``check_every`` steps and at the end; False stops early.
+                A resumed run makes up for a check that was due and did not finish.
             progress: called with the steps just done and a short note.
 
         Raises:
@@ -90,20 +120,20 @@ class Trainer:
         total = self.settings.steps
         gc.collect()
         gc.freeze()  # the model and data are permanent: the collector need not walk them every few steps
-        progress(self.done_steps, "")
         try:
-            if check and self.done_steps == 0 and not check(self):
-                return
-            while self.done_steps < total:
-                self._step()
-                progress(1, f"loss {self.last_loss:.3f}")
-                if check and (self.done_steps == total or (check_every and self.done_steps % check_every == 0)):
-                    go_on = check(self)
+            while True:
+                step = self.done_steps
+                due = step in (0, total) or (check_every and step % check_every == 0)
+                if check and due and self._checked != step:
+                    self._stopped = not check(self)
+                    self._checked = step
                     self.save()
-                    if not go_on:
-                        break
                 elif time.monotonic() - self._saved_at > self.settings.save_seconds:
                     self.save()
+                if self._stopped or step >= total:
+                    break
+                self._step()
+                progress(1, f"loss {self.last_loss:.3f}")
         except KeyboardInterrupt:
             self.save()
             raise
@@ -115,6 +145,7 @@ class Trainer:
         step, settings = self.done_steps, self.settings
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
+        self.optimizer.discard()  # an interrupted step may have left some
         for batch in self.batches(step):
             loss = self.objective(self.model, batch)
             loss.total.backward()
@@ -123,29 +154,30 @@ class Trainer:
             tokens += int((batch.documents > 0).sum())
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value
-        if not weight:  # rollouts without a signal: nothing to learn from this step
-            self.done_steps += 1
-            return
         multiplier = SCHEDULES[settings.schedule](step, settings.steps, settings.warmup, settings.decay)
         rate = settings.optimizer.learning_rate * multiplier
-        norm = self.optimizer.step(rate, weight)
-        self._guard(norm)
-        self.done_steps += 1
-        self.tokens += tokens
-        elapsed = time.perf_counter() - started
-        self.seconds += elapsed
-        self.last_loss = total / weight
-        if self.done_steps % settings.log_every == 0 or self.done_steps in (1, settings.steps):
-            self.record(
-                step=self.done_steps,
-                tokens=self.tokens,
-                loss=self.last_loss,
-                learning_rate=rate,
-                gradient_norm=norm,
-                seconds=self.seconds,
-                tokens_per_second=tokens / elapsed,
-                **{name: value / weight for name, value in metrics.items()},
-            )
+        with _all_or_nothing():
+            # Without weight there is nothing to learn, for instance where all rollouts earned the same.
+            norm = self.optimizer.step(rate, weight) if weight else 0.0
+            self.done_steps += 1
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            self.tokens += tokens
+            if not weight:
+                return
+            self.last_loss = total / weight
+            self._guard(norm)
+            if self.done_steps % settings.log_every == 0 or self.done_steps in (1, settings.steps):
+                self.record(
+                    step=self.done_steps,
+                    tokens=self.tokens,
+                    loss=self.last_loss,
+                    learning_rate=rate,
+                    gradient_norm=norm,
+                    seconds=self.seconds,
+                    tokens_per_second=tokens / elapsed,
+                    **{name: value / weight for name, value in metrics.items()},
+                )
 
     def _guard(self, norm: float) -> None:
         """Count updates skipped for a non-finite gradient; a run of them is not bad luck but divergence."""
@@ -162,6 +194,9 @@ class Trainer:
             "step": self.done_steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "last_loss": self.last_loss,
+            "checked": self._checked,
+            "stopped": self._stopped,
             "notes": self.notes,
             "optimizer": self.optimizer.state(),
         }
@@ -175,10 +210,13 @@ class Trainer:
     def _resume(self) -> None:
         try:
             state = torch.load(self.state_file, weights_only=True)
+            self.optimizer.restore(state["optimizer"])
+            self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+            self.last_loss, self.notes = state["last_loss"], state["notes"]
+            self._checked, self._stopped = state["checked"], state["stopped"]
         except Exception as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"{self.state_file} is damaged ({error}); delete it to train this stage from its beginning"
+                f"{self.state_file} is damaged or of another model ({reason}); delete it to train this stage from its "
+                "beginning"
             ) from error
-        self.optimizer.restore(state["optimizer"])
-        self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.notes = state["notes"]

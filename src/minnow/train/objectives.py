@@ -73,7 +73,12 @@ def pack_sequences(
     """Pack prompt + completion sequences into as few rows of ``width`` as first-fit-decreasing finds.
 
     A sequence longer than ``width`` widens the rows: nothing is cut.
+
+    Raises:
+        ValueError: a prompt or completion without tokens; the first completion token has nothing to be predicted from.
     """
+    if not all(map(len, prompts)) or not all(map(len, completions)):
+        raise ValueError("every prompt and every completion needs at least one token")
     sizes = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     width = max([width, *sizes])
     rows: list[list[int]] = []
@@ -135,7 +140,8 @@ class Preference:
         margins = _per_sequence_mean(log_probs - batch.reference, batch)
         margin = margins[0::2] - margins[1::2]
         loss = -F.logsigmoid(self.beta * margin) - self.sft * means[0::2]
-        metrics = {"wins": float((margin > 0).sum()), "margin": float(margin.sum()), "chosen": float(means[0::2].sum())}
+        seen, chosen = margin.detach(), means[0::2].detach()
+        metrics = {"wins": float((seen > 0).sum()), "margin": float(seen.sum()), "chosen": float(chosen.sum())}
         return Loss(loss.sum(), float(len(margin)), metrics)
 
 
@@ -147,11 +153,11 @@ class PolicyBatch(SequenceBatch):
 
     def split(self, rows: int) -> list[PolicyBatch]:
         """Micro-batches of at most ``rows`` packed rows."""
-        parts = zip(
-            *(t.split(rows) for t in (self.tokens, self.targets, self.documents, self.sequences, self.reference)),
-            strict=True,
-        )
-        return [PolicyBatch(*part, self.lengths, self.advantages) for part in parts]
+        packed = (self.tokens, self.targets, self.documents, self.sequences, self.reference)
+        return [
+            PolicyBatch(tokens, targets, documents, sequences, reference, self.lengths, self.advantages)
+            for tokens, targets, documents, sequences, reference in zip(*(t.split(rows) for t in packed), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ def compute_dtype() -> torch.dtype:
     """bfloat16 where matrix products in it are native (CPU with avx512_bf16/amx, CUDA), else float32."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    # Builds without oneDNN (some for macOS) do not have the question.
+    supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if supported else torch.float32
 
 
 def _probe_seconds(threads: int, rounds: int) -> float:

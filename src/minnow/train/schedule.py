@@ -22,7 +22,7 @@ def cosine(step: int, steps: int, warmup: float, decay: float) -> float:
     """Linear up over ``warmup * steps``, then half a cosine that ends at ``1 - decay`` of the peak."""
     warmup_steps = warmup * steps
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return min(1.0, (step + 1) / warmup_steps)
     progress = (step - warmup_steps) / max(1.0, steps - warmup_steps)
     return 1 - decay * 0.5 * (1 - math.cos(math.pi * progress))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minnow.model.references import REFERENCES, Reference
 from minnow.recipe.report.figures import Scale, Series, legend, line_plot, stacked_bar
 from minnow.recipe.report.markup import (
     Markup,
@@ -31,25 +32,6 @@ _PARTS = (
     ("mlp", "MLP"),
     ("norms", "Norms"),
 )
-# Counted from the published safetensors headers; LFM2's split is known as shares of its total.
-_OTHERS: tuple[tuple[str, int, dict[str, float]], ...] = (
-    (
-        "Gemma 3 270M",
-        268_098_176,
-        {"embedding": 167_772_160, "attention": 29_500_416, "mlp": 70_778_880, "norms": 46_720},
-    ),
-    (
-        "Qwen3.5-0.8B (text)",
-        752_393_024,
-        {"embedding": 254_279_680, "attention": 44_043_264, "conv": 189_778_752, "mlp": 264_241_152, "norms": 50_176},
-    ),
-    (
-        "LFM2-350M",
-        354_483_968,
-        {"embedding": 0.1893, "attention": 0.0532, "conv": 0.1184, "mlp": 0.6389},
-    ),
-)
-_QWEN_WHOLE = 873_438_784
 _CURVE_POINTS = 240
 
 
@@ -187,11 +169,10 @@ def parameters(run: Run) -> Section | None:
     if run.accounting is None:
         return None
     own = ("This run", run.accounting["total"], run.accounting["parts"])
-    models: list[tuple[str, float, dict[str, float]]] = [own, *_OTHERS]
-    shares = []
-    for name, total, parts in models:
-        whole = 1.0 if max(parts.values()) < 1 else total
-        shares.append((name, total, {key: parts.get(key, 0) / whole for key, _ in _PARTS}))
+    shares = [
+        (name, total, {key: parts.get(key, 0) / total for key, _ in _PARTS})
+        for name, total, parts in (own, *((model.name, model.total, model.parts) for model in REFERENCES))
+    ]
     bars = [
         tag(
             "div",
@@ -209,9 +190,7 @@ def parameters(run: Run) -> Section | None:
         legend([(part, key) for key, part in _PARTS]),
         figure(
             tag("div", bars, class_="near"),
-            f"Tied embeddings counted once. Qwen3.5-0.8B is its text model; divided by the whole "
-            f"{_QWEN_WHOLE:,}-parameter checkpoint, vision tower included, its embedding share is "
-            f"{254_279_680 / _QWEN_WHOLE:.1%}.",
+            join("Tied embeddings counted once.", *map(_whole_text, REFERENCES)),
         ),
         folded("Numbers", table(["Model", "Parameters", *[part for _, part in _PARTS]], rows, "Parameter split")),
     )
@@ -220,6 +199,17 @@ def parameters(run: Run) -> Section | None:
         f"The embedding takes {percent(shares[0][2]['embedding'])} of this model's parameters; it takes {others}."
     )
     return Section("parameters", "Parameters", "Where the parameters sit", takeaway, body)
+
+
+def _whole_text(model: Reference) -> str:
+    """The other denominator, where a published checkpoint holds more than the language model."""
+    if model.checkpoint is None:
+        return ""
+    share = model.parts["embedding"] / model.checkpoint
+    return (
+        f" {model.name} is the text model alone; divided by the whole checkpoint of {model.checkpoint:,} parameters, "
+        f"its embedding share is {share:.1%}."
+    )
 
 
 def _part_text(share: float, total: float) -> str:

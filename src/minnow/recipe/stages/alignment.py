@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -154,9 +154,7 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         return [batch]
 
     epoch = max(1, len(rows) // settings.pairs_per_step)
-    trainer = Trainer(
-        model, settings.objective, batches, settings.training, context.record, context.state / "train.pt"
-    )
+    trainer = Trainer(model, settings.objective, batches, settings.training, context.record, context.state / "train.pt")
     gate = make_gate(context, settings.gate, model, words)
     return post_train(context, trainer, words, gate, settings.gate.every) | {"pairs": len(rows)}
 
@@ -206,9 +204,7 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
         context.record(step=step + 1, **made.numbers)
         return [] if made.batch is None else made.batch.split(settings.rows_at_once)
 
-    trainer = Trainer(
-        model, settings.objective, batches, settings.training, context.record, context.state / "train.pt"
-    )
+    trainer = Trainer(model, settings.objective, batches, settings.training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
     return post_train(context, trainer, words, gate, settings.gate.every)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minnow.agent import Limits, SearchIndex, calculator_tool, run_agent, search_tool
-from minnow.evaluate.measure import answer, measure_loops, score_tasks
+import numpy as np
+from numpy.typing import NDArray
+
+from minnow.agent import Limits, SearchIndex, run_agent, search_tool
+from minnow.data.packing import tokenize_documents
+from minnow.evaluate.measure import answer, loop_examples, loop_rates, measure_loops, score_tasks
+from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
+from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, training_text, world
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -43,7 +49,7 @@ def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
     scores = score_tasks(engine, words, examples, settings.max_new_tokens)
     prompts = world(context.recipe).loop_prone("held_out", settings.loop_prompts)
-    rates, shown, _ = measure_loops(
+    rates, shown = measure_loops(
         engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed
     )
     return {
@@ -82,7 +88,7 @@ def _by_hops(examples: list[Example], correct: list[bool]) -> dict[str, dict[str
 def agent(context: StageContext[AgentSettings]) -> dict[str, Any]:
     """The same questions with closed book and with the search tool over the whole encyclopaedia."""
     settings = context.settings
-    engine, _, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
+    engine, model, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
     pocket = world(context.recipe)
     sampling = Sampling(0.0, settings.max_new_tokens)
     closed = pocket.examples("question", "held_out", 2 * settings.questions)
@@ -91,9 +97,8 @@ def agent(context: StageContext[AgentSettings]) -> dict[str, Any]:
 
     index = SearchIndex.build((page.id, page.title, page.text) for page in pocket.pages())
     asked = pocket.examples("search", "held_out", 2 * settings.questions)
-    traces = run_agent(
-        engine, words, asked, [search_tool(index), calculator_tool()], Limits(max_calls=settings.max_calls), sampling
-    )
+    limits = Limits(settings.max_calls, settings.max_new_tokens, max_context=model.config.max_positions)
+    traces = run_agent(engine, words, asked, [search_tool(index)], limits, sampling)
     open_right = [verify(e, trace.answer).correct for e, trace in zip(asked, traces, strict=True)]
     shown = sorted(range(len(asked)), key=lambda i: (not open_right[i], -asked[i].answer["hops"], i))[:2]
     wrong = [i for i, right in enumerate(open_right) if not right][:2]
@@ -103,3 +108,62 @@ def agent(context: StageContext[AgentSettings]) -> dict[str, Any]:
         "calls_per_answer": sum(len(trace.calls) for trace in traces) / len(traces),
         "examples": [traces[i].as_dict() | {"correct": open_right[i]} for i in [*shown, *wrong]],
     }
+
+
+@dataclass(frozen=True)
+class MeasureTextSettings:
+    """What is measured on held-out documents of a text corpus.
+
+    Attributes:
+        rows, row_length: held-out text that bits per byte is taken over.
+        prompts: openings of held-out documents that the model continues; ``prompt_tokens`` long.
+    """
+
+    checkpoint: str = stage_input("pretrain")
+    rows: int = 256
+    row_length: int = 256
+    prompts: int = 200
+    prompt_tokens: int = 48
+    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
+    max_new_tokens: int = 256
+
+
+@stage("measure-text", MeasureTextSettings)
+def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
+    """Bits per byte on held-out text, and how often continuations of it loop."""
+    settings, started = context.settings, time.perf_counter()
+    checkpoint = context.output(settings.checkpoint, CHECKPOINT)
+    engine, model, words = engine_of(checkpoint)
+    _, held_out = training_text(context.recipe, 0)
+    sequences = tokenize_documents(held_out, words)
+    numbers = held_out_loss(
+        model, held_out_rows(sequences, words, settings.row_length, settings.rows, context.seed), words
+    )
+    pieces = _openings(sequences, settings.prompts, settings.prompt_tokens, context.seed)
+    prompts = [
+        Example(f"opening-{i}", "continuation", "held_out", [{"role": "user", "content": words.decode(ids)}], [], None)
+        for i, ids in enumerate(pieces)
+    ]
+    rates, shown = [], []
+    for temperature in settings.temperatures:
+        sampling = Sampling(temperature, settings.max_new_tokens, context.recipe.seed)
+        rollouts = engine.generate([(e.id, ids) for e, ids in zip(prompts, pieces, strict=True)], sampling)
+        rates.append(loop_rates(prompts, rollouts).as_dict())
+        shown += loop_examples(words, prompts, rollouts)
+    return {
+        "stage": settings.checkpoint,
+        "checkpoint": str(checkpoint),
+        "seconds": time.perf_counter() - started,
+        "tasks": {},
+        "loops": rates,
+        "examples": shown,
+        **numbers,
+    }
+
+
+def _openings(sequences: Sequence[NDArray[np.int32]], count: int, length: int, seed: int) -> list[list[int]]:
+    """``count`` stretches of ``length`` tokens from the documents, each after a start token; a long document gives
+    several."""
+    places = [(i, at) for i, ids in enumerate(sequences) for at in range(1, len(ids) - length, length)]
+    chosen = np.random.default_rng(seed).permutation(len(places))[:count]
+    return [[int(sequences[i][0]), *sequences[i][at : at + length].tolist()] for i, at in (places[c] for c in chosen)]

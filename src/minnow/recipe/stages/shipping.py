@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,21 @@ class ExportSettings:
 
     checkpoint: str = stage_input("merge")
     types: tuple[str, ...] = ("F16", "Q8_0", "Q4_0")
-    positions: int = 1000
+    positions: int = 2000
     tasks: tuple[str, ...] = ("arithmetic", "extraction")
     examples: int = 40
     max_new_tokens: int = 256
+
+
+def _first_positions(sequences: Sequence[list[int]], positions: int) -> list[list[int]]:
+    """The beginnings of ``sequences``, at most 256 tokens each, until they predict ``positions`` tokens."""
+    kept: list[list[int]] = []
+    for ids in sequences:
+        if positions <= 0:
+            break
+        kept.append(ids[: min(256, positions + 1)])
+        positions -= len(kept[-1]) - 1
+    return kept
 
 
 @stage("export", ExportSettings)
@@ -42,16 +54,15 @@ def export(context: StageContext[ExportSettings]) -> dict[str, Any]:
     settings = context.settings
     checkpoint = context.output(settings.checkpoint, CHECKPOINT)
     words = Tokenizer.load(checkpoint)
-    _, held_out = training_text(context.recipe, 1)
-    sequences, left = [], settings.positions
-    for ids in tokenize_documents(held_out, words):
-        if left <= 0:
-            break
-        sequences.append(ids[: min(256, left + 1)].tolist())
-        left -= len(sequences[-1]) - 1
-    examples = []
-    if context.recipe.data.kind == "pocket" and settings.examples:
-        examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
+    pocket = context.recipe.data.kind == "pocket"
+    if pocket:
+        asked = task_examples(context.recipe, (), "held_out", settings.positions // 600 + 1)
+        asked.sort(key=lambda e: int(e.id.rsplit("-", 1)[1]))  # every task among the first ones
+        sequences = [words.conversation([*e.messages, *e.reference], e.tools)[0] for e in asked]
+    else:
+        sequences = [ids.tolist() for ids in tokenize_documents(training_text(context.recipe, 0)[1], words)]
+    sequences = _first_positions(sequences, settings.positions)
+    examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples) if pocket else []
     files = []
     for kind in settings.types:
         made = export_gguf(checkpoint, context.folder / f"{context.recipe.name}-{kind}.gguf", kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -60,12 +61,12 @@ def _text_documents(recipe: Recipe) -> Iterator[str]:
     return read_documents(recipe.data.path, recipe.data.text_field)
 
 
-def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
-    """The recipe's backbone shape; the vocabulary is rounded up to a multiple of 32 for quantisation."""
+def model_shape(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    """The recipe's backbone; the vocabulary is rounded up to a multiple of 32 for quantisation."""
     shape = recipe.model
-    names = {"conv": CONV, "attn": ATTENTION, CONV: CONV, ATTENTION: ATTENTION}
+    names = {"conv": CONV, "attn": ATTENTION}
     return ModelConfig(
-        vocab_size=-(-tokenizer.vocab_size // 32) * 32,
+        vocab_size=-(-vocab_size // 32) * 32,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         layer_types=tuple(names[layer] for layer in shape.layers),
@@ -73,10 +74,15 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         num_kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         conv_kernel=shape.conv_kernel,
-        pad_id=tokenizer.pad_id,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
+        rope_theta=shape.rope_theta,
+        max_positions=shape.max_positions,
     )
+
+
+def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The recipe's backbone for the tokenizer it was given."""
+    shape = model_shape(recipe, tokenizer.vocab_size)
+    return replace(shape, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
 def engine_of(checkpoint: Path, rows: int = 512) -> tuple[TorchEngine, Backbone, Tokenizer]:

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from minnow.data.loader import Batch, Loader
+from minnow.data.loader import Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
-from minnow.errors import UserError
-from minnow.files import whole_file, write_json
+from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model.backbone import Backbone
-from minnow.model.checkpoint import from_hf_weights, load_checkpoint, load_model, save_checkpoint
+from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.progress import track
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, engine_of, model_config, task_examples, training_text, world
-from minnow.rollout import TorchEngine
+from minnow.recipe.stages.sources import CHECKPOINT, model_config, task_examples, training_text
 from minnow.tasks import Example
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import (
-    Objective,
-    PolicyGradient,
-    Preference,
-    SequenceBatch,
-    completion_log_probs,
     next_token,
-    pack_sequences,
 )
-from minnow.train.optimizer import OptimizerSettings
-from minnow.train.precision import compute_dtype
-
-EVALUATION_ROWS = 32
-"""Rows of held-out text per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +49,7 @@ class TextTrainingSettings:
         documents: generated documents (pocket world); a text corpus is read whole.
         row_length: tokens in a packed row.
         rows: rows per step.
+        held_out_rows: rows of held-out text that are measured every ``measure_every`` steps.
     """
 
     tokenizer: str = stage_input("tokenizer")
@@ -72,21 +57,8 @@ class TextTrainingSettings:
     row_length: int = 256
     rows: int = 32
     measure_every: int = 50
+    held_out_rows: int = 64
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
-
-
-def held_out_loss(model: Backbone, packed: Packed, text_bytes: int) -> dict[str, float]:
-    """Mean loss in nats per token and bits per byte over held-out rows."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(packed.tokens), EVALUATION_ROWS):
-            rows = slice(start, start + EVALUATION_ROWS)
-            batch = Batch(
-                *(torch.from_numpy(a[rows].astype(np.int64)) for a in (packed.tokens, packed.targets, packed.documents))
-            )
-            loss = next_token(model, batch)
-            total, count = total + float(loss.total), count + int(loss.weight)
-    return {"held_out_loss": total / count, "bits_per_byte": total / math.log(2) / text_bytes}
 
 
 def train_stage(
@@ -98,7 +70,7 @@ def train_stage(
 ) -> dict[str, Any]:
     """Run a trainer under the stage's progress bar and save its checkpoint."""
     context.metrics.rewind(trainer.done_steps)
-    with track(trainer.settings.steps, context.name, "step") as bar:
+    with track(trainer.settings.steps, context.name, "step", done=trainer.done_steps) as bar:
 
         def progress(steps: int, note: str) -> None:
             bar.advance(steps)
@@ -128,9 +100,9 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
         rows.save(corpus, words.digest)
     packed = Packed.load(corpus, words.digest)
     loader = Loader(packed, settings.rows, context.seed)
-    measured = pack(((ids, None) for ids in tokenize_documents(held_out, words)), settings.row_length, words.pad_id)
-    measured = Packed(*(a[: 8 * EVALUATION_ROWS] for a in (measured.tokens, measured.targets, measured.documents)))
-    size = _trained_bytes(measured, words)
+    measured = held_out_rows(
+        tokenize_documents(held_out, words), words, settings.row_length, settings.held_out_rows, context.seed
+    )
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
     trainer = Trainer(
@@ -143,21 +115,14 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     )
 
     def check(trainer: Trainer) -> bool:
-        numbers = held_out_loss(trainer.model, measured, size)
+        numbers = held_out_loss(trainer.model, measured, words)
         trainer.notes.update(numbers)
         context.record(step=trainer.done_steps, tokens=trainer.tokens, seconds=trainer.seconds, **numbers)
         return True
 
-    result = train_stage(context, trainer, words, check if size else None, settings.measure_every)
+    result = train_stage(context, trainer, words, check if held_out else None, settings.measure_every)
     unique = int(np.count_nonzero(packed.documents))
     return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
-
-
-def _trained_bytes(packed: Packed, words: Tokenizer) -> int:
-    """Bytes of text the targets of ``packed`` spell; end tokens spell none."""
-    return sum(
-        len(words.decode(row[row >= 0].tolist()).encode()) for row in packed.targets if (row >= 0).any()
-    )
 
 
 @dataclass(frozen=True)
@@ -199,5 +164,3 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
         context.state / "train.pt",
     )
     return train_stage(context, trainer, words) | {"epochs": loader.epochs(trainer.done_steps)}
-
-

@@ -1,0 +1,36 @@
+"""Where a command's answer goes: numbers as one JSON document, or text for people, on stdout; everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+AsJson = Annotated[bool, tyro.conf.arg(name="json", help="print one JSON document instead of text")]
+
+
+def emit(document: Any, text: str, as_json: bool) -> None:
+    """Write ``document`` as JSON, or ``text``."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n" if as_json else text.rstrip("\n") + "\n")
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns: the first to the left, the rest to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def size_text(size: float) -> str:
+    """Bytes in the unit a person would use: ``812 B``, ``34.5 KiB``, ``1.23 GiB``."""
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= limit:
+            return f"{size / limit:.2f} {unit}" if size < 10 * limit else f"{size / limit:.1f} {unit}"
+    return f"{size:.0f} B"

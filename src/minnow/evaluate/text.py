@@ -1,0 +1,40 @@
+"""Loss and bits per byte on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from minnow.data.loader import Batch
+from minnow.data.packing import Packed, pack
+from minnow.data.tokenizer import Tokenizer
+from minnow.model.backbone import Backbone
+from minnow.train.objectives import next_token
+
+ROWS_AT_ONCE = 32
+
+
+def held_out_rows(
+    sequences: Sequence[NDArray[np.int32]], words: Tokenizer, row_length: int, rows: int, seed: int
+) -> Packed:
+    """Held-out documents packed into rows, at most ``rows`` of them, drawn by ``seed``."""
+    packed = pack(((ids, None) for ids in sequences), row_length, words.pad_id)
+    chosen = np.random.default_rng(seed).permutation(len(packed.tokens))[:rows]
+    return Packed(packed.tokens[chosen], packed.targets[chosen], packed.documents[chosen])
+
+
+@torch.no_grad()
+def held_out_loss(model: Backbone, packed: Packed, words: Tokenizer) -> dict[str, float]:
+    """Mean loss in nats per token, and bits per byte of the text the targets spell (end tokens spell none)."""
+    total, count = 0.0, 0.0
+    for start in range(0, len(packed.tokens), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        arrays = (packed.tokens[part], packed.targets[part], packed.documents[part])
+        loss = next_token(model, Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays)))
+        total, count = total + float(loss.total), count + loss.weight
+    size = sum(len(words.decode(row[row >= 0]).encode()) for row in packed.targets)
+    return {"held_out_loss": total / max(1.0, count), "bits_per_byte": total / math.log(2) / max(1, size)}

@@ -1,0 +1,269 @@
+"""What a run would take on this machine, before it is started: parameters, FLOPs, memory, time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from minnow.model import kernels
+from minnow.model.accounting import flops_per_token, parameter_parts
+from minnow.model.backbone import Backbone
+from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.kernels.reference import CHUNK_LOGITS
+from minnow.progress import duration, quantity
+from minnow.recipe.machine import machine, peak_rss_bytes
+from minnow.recipe.schema import Recipe, StageSpec
+from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step
+from minnow.recipe.stages.sources import model_shape
+from minnow.train.loop import TrainSettings
+from minnow.train.precision import compute_dtype
+
+_UNFUSED = 1.6  # what plain torch keeps for the backward pass over what the fused operations keep, as counted
+_METHODS = {
+    "steps": "real training steps",
+    "products": "matrix products of the model's shapes alone: a whole step takes up to twice as long",
+}
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """The plan as numbers; :func:`format_plan` gives it in words. Takes about two seconds and writes nothing.
+
+    Returns:
+        ``model`` (``parameters``, ``parts``, ``shares``), ``machine`` (with ``threads``, ``kernels``, ``dtype``),
+        ``stages`` in order and ``total``. A stage that trains on packed text carries ``steps``, ``rows``,
+        ``row_length``, ``tokens``, ``flops_per_token``, ``memory`` (bytes), ``seconds`` and ``measured``; any other
+        one ``estimated: False`` and the ``reason``.
+    """
+    config = model_shape(recipe, recipe.model.vocab_size)
+    parts = parameter_parts(config)
+    total = sum(parts.values())
+    process = peak_rss_bytes()
+    trained = [spec for spec in recipe.stages.values() if _trains_on_text(spec)]
+    shapes = {_step_shape(spec) for spec in trained}
+    memory = {shape: training_memory(config, *shape) for shape in shapes}
+    with _threads(recipe.threads) as threads:
+        times = {
+            shape: measure_step(
+                config,
+                *shape,
+                budget=BUDGET_SECONDS / len(shapes),
+                real_steps=memory[shape]["peak"] < machine()["memory_bytes"] / 2,
+            )
+            for shape in shapes
+        }
+    stages = [
+        _stage(spec, config, total, memory[_step_shape(spec)], process, times[_step_shape(spec)])
+        if _trains_on_text(spec)
+        else {"stage": spec.name, "kind": spec.kind, "estimated": False, "reason": _reason(spec)}
+        for spec in recipe.stages.values()
+    ]
+    known = [stage for stage in stages if stage["estimated"]]
+    return {
+        "name": recipe.name,
+        "model": {
+            "parameters": total,
+            "parts": parts,
+            "shares": {name: count / total for name, count in parts.items()},
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "layers": config.num_layers,
+        },
+        "machine": {
+            **machine(),
+            "threads": threads,
+            "dtype": str(compute_dtype()).removeprefix("torch."),
+            "kernels": kernels.describe(),
+        },
+        "stages": stages,
+        "total": {
+            "tokens": sum(stage["tokens"] for stage in known),
+            "flops": sum(stage["flops"] for stage in known),
+            "seconds": sum(stage["seconds"] for stage in known),
+            "peak_bytes": max((stage["memory"]["peak"] for stage in known), default=None),
+            "not_estimated": [stage["stage"] for stage in stages if not stage["estimated"]],
+        },
+    }
+
+
+def training_memory(config: ModelConfig, rows: int, length: int, muon: bool) -> dict[str, int]:
+    """Bytes that training holds, by purpose, for a step of ``rows`` rows of ``length`` tokens in one batch.
+
+    ``update`` is what Muon needs beside the gradients; it comes when ``activations`` and ``logits`` have gone, so the
+    ``peak`` holds the larger of the two.
+    """
+    with torch.device("meta"):
+        model = Backbone(config)
+    everything = sum(weight.numel() for weight in model.parameters())
+    matrices = model.matrices() if muon else {}
+    orthogonal = sum(weight.numel() for name, weight in model.named_parameters() if name in matrices)
+    item = compute_dtype().itemsize
+    memory = {
+        "masters": 4 * everything,
+        "weights": item * everything if item < 4 else 0,
+        "optimiser": 4 * everything + 4 * (everything - orthogonal),
+        "gradients": item * everything,
+        "activations": activation_bytes(config, rows * length, item),
+        "logits": _logit_bytes(config, rows * length, item),
+        "update": (4 + 3 * item) * orthogonal,
+    }
+    held = sum(memory[name] for name in ("masters", "weights", "optimiser", "gradients"))
+    return memory | {"peak": held + max(memory["activations"] + memory["logits"], memory["update"])}
+
+
+def activation_bytes(config: ModelConfig, tokens: int, item: int) -> int:
+    """Bytes kept between the forward and the backward pass of ``tokens`` tokens, ``item`` bytes a value.
+
+    Counts the inputs that the fused operations and the linear maps save; pure torch is taken as a fixed factor more.
+    """
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    values = config.num_layers * (4 * config.hidden_size + 3 * config.intermediate_size)
+    values += config.layer_types.count(CONV) * 4 * config.hidden_size
+    values += config.layer_types.count(ATTENTION) * 3 * (query + key)
+    values += 3 * config.hidden_size
+    fused = item == 2 and kernels.describe().startswith("fused")
+    return round(tokens * values * item * (1 if fused else _UNFUSED))
+
+
+def _logit_bytes(config: ModelConfig, tokens: int, item: int) -> int:
+    """The logits of one chunk and their gradient, and the head's gradient in float32."""
+    chunk = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size)) * config.vocab_size
+    return (2 * chunk if item == 2 else 4 * 3 * chunk) + 4 * config.vocab_size * config.hidden_size
+
+
+def _trains_on_text(spec: StageSpec) -> bool:
+    """Whether a stage's batches are rows of text that is there before it starts."""
+    return all(hasattr(spec.settings, name) for name in ("training", "rows", "row_length"))
+
+
+def _step_shape(spec: StageSpec) -> tuple[int, int, bool]:
+    """What decides a step's time and memory: rows, row length and whether Muon updates the matrices."""
+    return spec.settings.rows, spec.settings.row_length, spec.settings.training.optimizer.muon
+
+
+def _reason(spec: StageSpec) -> str:
+    if hasattr(spec.settings, "training"):
+        return "its time hangs on the length of the model's own answers"
+    return "does not train"
+
+
+def _stage(
+    spec: StageSpec, config: ModelConfig, parameters: int, memory: dict[str, int], process: int, time: StepTime
+) -> dict[str, Any]:
+    settings = spec.settings
+    training: TrainSettings = settings.training
+    tokens = training.steps * settings.rows * settings.row_length
+    per_token = flops_per_token(config, settings.row_length // 2)
+    return {
+        "stage": spec.name,
+        "kind": spec.kind,
+        "estimated": True,
+        "steps": training.steps,
+        "rows": settings.rows,
+        "row_length": settings.row_length,
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / parameters,
+        "flops_per_token": per_token,
+        "flops": per_token * tokens,
+        "memory": {"process": process, **memory, "peak": process + memory["peak"]},
+        "measured": {
+            "method": time.method,
+            "repeats": time.repeats,
+            "rows": time.measured_rows,
+            "seconds_per_step": time.seconds,
+            "tokens_per_second": settings.rows * settings.row_length / time.seconds,
+        },
+        "seconds": training.steps * time.seconds,
+    }
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    """The thread count the run will use, for as long as the context lasts."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(wanted or before)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def format_plan(numbers: dict[str, Any]) -> str:
+    """A plan in words and tables."""
+    model, device, total = numbers["model"], numbers["machine"], numbers["total"]
+    shape = f"{model['layers']} layers of width {model['hidden_size']}, vocabulary of {model['vocab_size']:,}"
+    lines = [f"{numbers['name']}: {model['parameters']:,} parameters, {shape}"]
+    lines += [f"  {name:<10}{count:>14,}{model['shares'][name]:>8.1%}" for name, count in model["parts"].items()]
+    lines += [
+        "",
+        f"on {device['cpu']}, {device['cores']} cores, {_size(device['memory_bytes'])}",
+        f"  {_count(device['threads'], 'thread')}, {device['dtype']}, kernels: {device['kernels']}",
+        "",
+    ]
+    known = [stage for stage in numbers["stages"] if stage["estimated"]]
+    if known:
+        lines += _table(known)
+        lines += _memory_lines(max(known, key=lambda stage: stage["memory"]["peak"]), device["memory_bytes"])
+        lines += _measured_lines(known)
+        lines.append(f"training takes about {duration(total['seconds'])} in all")
+    if total["not_estimated"]:
+        lines.append(f"not estimated: {', '.join(total['not_estimated'])}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(stages: list[dict[str, Any]]) -> list[str]:
+    head = ["stage", "steps", "tokens", "per parameter", "FLOPs/token", "tokens/s", "peak memory", "time"]
+    rows = [head]
+    for stage in stages:
+        rows.append(
+            [
+                stage["stage"],
+                str(stage["steps"]),
+                quantity(stage["tokens"]),
+                f"{stage['tokens_per_parameter']:.2f}",
+                quantity(stage["flops_per_token"]),
+                f"{stage['measured']['tokens_per_second']:,.0f}",
+                _size(stage["memory"]["peak"]),
+                duration(stage["seconds"]),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return [
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+
+
+def _memory_lines(stage: dict[str, Any], available: int) -> list[str]:
+    held = [f"{name} {_size(size)}" for name, size in stage["memory"].items() if name != "peak" and size]
+    peak = stage["memory"]["peak"]
+    lines = ["", f"memory of {stage['stage']}: {', '.join(held)}; at its peak {_size(peak)}"]
+    if peak > available:
+        lines.append(f"that is more than this machine has ({_size(available)}): lower its rows or the model's width")
+    return lines
+
+
+def _measured_lines(stages: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for method in dict.fromkeys(stage["measured"]["method"] for stage in stages):
+        measured = [stage for stage in stages if stage["measured"]["method"] == method]
+        names = ", ".join(stage["stage"] for stage in measured)
+        shape = ""
+        if method == "steps":
+            one = measured[0]
+            share = f"{one['measured']['rows']} of its " if one["measured"]["rows"] < one["rows"] else ""
+            rows = f"{share}{_count(one['rows'], 'row')} by {one['row_length']} tokens"
+            shape = f" ({_count(one['measured']['repeats'], 'step')} of {rows})"
+        lines.append(f"time of {names} from {_METHODS[method]}{shape}, measured just now")
+    return lines
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
