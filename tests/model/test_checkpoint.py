@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_a_config_that_lacks_a_number_names_it() -> None:
         ModelConfig.from_hf({"model_type": "lfm2", **{k: v for k, v in _SHAPE.items() if k != "num_attention_heads"}})
 
 
-def drop(name: str):  # noqa: ANN201
+def drop(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
@@ -203,9 +204,9 @@ def test_a_bad_folder_is_one_clear_sentence(folder: Path, damage: str) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(
     folder: Path,
     words: Tokenizer,
-    make_model,
+    make_model: Callable[..., Backbone],
     moment: str,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 

@@ -44,7 +44,10 @@ def make_trainer(folder: Path, steps: int = 8, batches: Any = batches, **values:
     records: list[dict] = []
     chosen = {"optimizer": OptimizerSettings(learning_rate=1e-2), "save_seconds": 0.0, "log_every": 1} | values
     settings = TrainSettings(steps=steps, **chosen)
-    record = lambda **line: records.append(line)  # noqa: E731
+
+    def record(**line: Any) -> None:
+        records.append(line)
+
     return Trainer(model, next_token, batches, settings, record, folder / "train.pt"), records
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,9 @@ def test_a_resumed_run_is_bit_identical(
 
 def test_kill_9_and_rerun_gives_the_same_weights(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [sys.executable, SCRIPT, *arguments], check=False, capture_output=True, text=True, timeout=120
+        )
 
     killed = run(str(tmp_path), "5")
     assert killed.returncode == -signal.SIGKILL
@@ -101,7 +104,7 @@ def test_ctrl_c_saves_a_state_that_resumes_exactly(
     def interrupt() -> None:
         signal.raise_signal(signal.SIGINT)
 
-    def interrupted(step: int):  # noqa: ANN202
+    def interrupted(step: int) -> Iterator[Batch]:
         first, second = toy.batches(step)
         yield first
         if step == 4 and place == "between micro-batches":
@@ -140,7 +143,7 @@ def test_the_same_trainer_goes_on_after_ctrl_c(tmp_path: Path, straight: tuple[s
     """Gradients of the interrupted step do not leak into its repetition."""
     pending = [True]
 
-    def interrupted(step: int):  # noqa: ANN202
+    def interrupted(step: int) -> Iterator[Batch]:
         first, second = toy.batches(step)
         yield first
         if step == 3 and pending:
@@ -230,7 +233,7 @@ def test_a_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest
 
 
 def test_divergence_ends_in_a_sentence_with_the_last_sound_weights(tmp_path: Path) -> None:
-    trainer, records = toy.make_trainer(tmp_path, steps=50)
+    trainer, _ = toy.make_trainer(tmp_path, steps=50)
     objective = trainer.objective
 
     def diverging(model: Any, batch: Batch) -> Any:

@@ -124,14 +124,16 @@ def describe(config: ModelConfig, contexts: tuple[int, ...]) -> dict[str, Any]:
 
 def _text(document: dict[str, Any]) -> str:
     shape, embedding = document["shape"], document["embedding"]
+    mixers = f"{shape['conv_layers']} convolution, {shape['attention_layers']} attention"
+    heads = f"{shape['heads']} query and {shape['kv_heads']} key heads of {shape['head_dim']}"
+    form = f"{shape['layers']} layers ({mixers} with {heads}), width {shape['hidden_size']}"
+    form += f", feed-forward {shape['intermediate_size']}, vocabulary {shape['vocab_size']:,}"
+    parts = [[part, f"{count:,}", f"{document['shares'][part]:.2%}"] for part, count in document["parts"].items()]
+    tied = f"tied, so counted once; {embedding['share_with_untied_head']:.1%} if the head were a matrix of its own"
     blocks = [
-        f"{document['model']}: {document['parameters']:,} parameters\n"
-        f"{shape['layers']} layers ({shape['conv_layers']} convolution, {shape['attention_layers']} attention of "
-        f"{shape['heads']} query and {shape['kv_heads']} key heads), width {shape['hidden_size']}, "
-        f"feed-forward {shape['intermediate_size']}, vocabulary {shape['vocab_size']:,}",
-        columns([[part, f"{count:,}", f"{document['shares'][part]:.2%}"] for part, count in document["parts"].items()]),
-        f"The embedding is {embedding['share']:.1%} of all parameters (tied, so counted once; "
-        f"{embedding['share_with_untied_head']:.1%} if the head were a matrix of its own).",
+        f"{document['model']}: {document['parameters']:,} parameters\n{form}",
+        columns(parts),
+        f"The embedding is {embedding['share']:.1%} of all parameters ({tied}).",
     ]
     lengths = list(document["state_bytes"])
     states = [["context", *(f"{int(length):,}" for length in lengths)]]

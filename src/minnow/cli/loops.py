@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,27 +10,19 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import OpenModel, open_model
-from minnow.cli.output import AsJson, columns, emit
+from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.rows import read_rows
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.evaluate.measure import LoopRates, measure_loops
+from minnow.evaluate.measure import LoopRates, loop_examples, loop_rates
 from minnow.loops import RULES, Rate
 from minnow.progress import track
 from minnow.recipe.mapping import nearest
+from minnow.rollout import Sampling
 from minnow.tasks import Example
 
 WORLD_PROMPTS = 500
 _SHOWN_CHARACTERS = 160
-
-
-class RawPrompts(Tokenizer):
-    """A tokenizer whose prompt is the bare text after the start token, as a base model was trained on."""
-
-    def prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[int]:
-        return [self.bos_id, *self.encode(messages[-1]["content"])]
 
 
 def measure(
@@ -43,7 +35,7 @@ def measure(
     seed: int = 0,
     raw: bool = False,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: int | None = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how often answers end in a doom loop, with 95% intervals (Wilson).
@@ -64,18 +56,18 @@ def measure(
         raise UserError(f"--n is {n}; measure at least 1 prompt")
     if not temperature:
         raise UserError("--temperature names no temperature; give at least one, such as 0.0")
+    samplings = [Sampling(degree, max_new_tokens, seed) for degree in temperature]
     given = None if prompts is None else read_prompts(prompts, raw)
     with open_model(model, tokenizer, threads, max_new_tokens) as opened:
         examples, source = (given, str(prompts)) if given is not None else _world_prompts(opened, n)
         examples = examples[:n]
-        # The same vocabulary; only the prompts are written another way.
-        words = RawPrompts.from_tokenizer(opened.tokenizer) if raw else opened.tokenizer
+        asked = [(each.id, _prompt_ids(opened.tokenizer, each, raw)) for each in examples]
         rates, shown = [], []
         with track(len(temperature) * len(examples), "loops measure", "answers") as bar:
-            for each in temperature:
-                found, loops, _ = measure_loops(opened.engine, words, examples, (each,), max_new_tokens, seed)
-                rates += found
-                shown += loops
+            for sampling in samplings:
+                rollouts = opened.engine.generate(asked, sampling)
+                rates.append(loop_rates(examples, rollouts))
+                shown += loop_examples(opened.tokenizer, examples, rollouts)
                 bar.advance(len(examples))
     document = {
         "model": str(opened.path),
@@ -90,6 +82,12 @@ def measure(
     emit(document, _measured_text(document, rates), as_json)
 
 
+def _prompt_ids(tokenizer: Tokenizer, example: Example, raw: bool) -> list[int]:
+    if raw:
+        return [tokenizer.bos_id, *tokenizer.encode(example.messages[-1]["content"])]
+    return tokenizer.prompt(example.messages, example.tools)
+
+
 def _world_prompts(opened: OpenModel, n: int | None) -> tuple[list[Example], str]:
     world = None if opened.run is None else opened.run.world()
     if world is None:
@@ -97,7 +95,7 @@ def _world_prompts(opened: OpenModel, n: int | None) -> tuple[list[Example], str
             f"{opened.path} does not belong to a run on the pocket world, which has prompts of its own; "
             "name a JSONL file of prompts with --prompts"
         )
-    return world.loop_prone("held_out", n or WORLD_PROMPTS), "held-out loop-prone prompts of the pocket world"
+    return world.loop_prone("held_out", n or WORLD_PROMPTS), "the pocket world's held-out loop-prone prompts"
 
 
 def read_prompts(file: Path, raw: bool = False) -> list[Example]:
@@ -135,17 +133,16 @@ def _measured_text(document: dict[str, Any], rates: Sequence[LoopRates]) -> str:
     rows = [head, *(_rate_row(f"{r.temperature:g}", r.overall, str(r.truncated)) for r in rates)]
     tasks = list(rates[0].by_task)
     if len(tasks) > 1:
-        rows += [_rate_row(f"  {task}, {r.temperature:g}", r.by_task[task], "") for task in tasks for r in rates]
-    lines = [
-        f"{document['model']} ({document['runtime']}): {document['n']} {document['prompts']}, "
-        f"at most {rates[0].max_new_tokens} tokens each, seed {document['seed']}",
-        columns(rows),
-    ]
+        rows += [_rate_row(f"  {task} at {r.temperature:g}", r.by_task[task], "") for task in tasks for r in rates]
+    model, prompts = f"{document['model']} ({document['runtime']})", f"{document['n']} of {document['prompts']}"
+    settings = f"at most {rates[0].max_new_tokens} tokens each, seed {document['seed']}"
+    lines = [f"{model}: {prompts}, {settings}", columns(rows)]
     if document["examples"]:
         example = document["examples"][0]
         onset = example["onset_character"]
         before, after = example["text"][:onset][-_SHOWN_CHARACTERS:], example["text"][onset:][:_SHOWN_CHARACTERS]
-        lines += [f"one of them, with ⟲ where it starts to repeat:\n…{before}⟲{after}…"]
+        # As literals: an answer may hold control characters that would drive the terminal.
+        lines.append(f"one of them, with ⟲ where it starts to repeat:\n…{repr(before)[1:-1]}⟲{repr(after)[1:-1]}…")
     return "\n\n".join(lines)
 
 
@@ -170,7 +167,7 @@ def detect(
     if rule != "all" and rule not in RULES:
         raise UserError(f"there is no rule {rule!r}; {nearest(rule, [*RULES, 'all'])}")
     rules = RULES if rule == "all" else {rule: RULES[rule]}
-    verdicts = []
+    verdicts: list[dict[str, Any]] = []
     for number, row in read_rows(file):
         text = row.get(field)
         if not isinstance(text, str):

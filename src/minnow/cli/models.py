@@ -104,6 +104,7 @@ class OpenModel:
         path: the checkpoint folder or GGUF file.
         runtime: ``"torch"`` or ``"llama.cpp"``.
         context: positions a prompt and its answer may take.
+        run: the run it (or the tokenizer of a GGUF file) belongs to.
     """
 
     path: Path
@@ -143,7 +144,7 @@ def open_model(
                 f"{facts['vocab_size']} and {facts['eos_id']}; name the folder it was exported from with --tokenizer"
             )
         with LlamaEngine(path, words, threads=threads or 1) as engine:
-            yield OpenModel(path, "llama.cpp", engine, words, facts["context_length"], run_of(path))
+            yield OpenModel(path, "llama.cpp", engine, words, facts["context_length"], run_of(path) or run_of(folder))
         return
     if tokenizer is not None:
         raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")

@@ -1,4 +1,4 @@
-"""Where a command's answer goes: numbers as one JSON document, or text for people, on stdout; everything else on stderr."""
+"""Where a command's answer goes: one JSON document or text for people on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import tyro
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="print one JSON document instead of text")]
+
+Threads = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 def emit(document: Any, text: str, as_json: bool) -> None:

@@ -7,6 +7,7 @@ dispatched by :mod:`minnow.model.kernels`. Checked against transformers' ``Lfm2F
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +150,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_types)
+        layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_types)
+        self.layers: Sequence[Layer] = layers  # type: ignore[assignment]
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
 
     @property
@@ -238,7 +240,7 @@ class Backbone(nn.Module):
         update: Tensor | None = None
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
             stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed = layer.mixer.step(normed, rotary, state.lengths, layer_state)
+            mixed = layer.mixer.step(normed, rotary, state.lengths, layer_state)  # type: ignore[arg-type]
             stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
             update = layer.feed_forward(normed)
         state.lengths = state.lengths + 1

@@ -1,7 +1,7 @@
 """The pocket world: seeded tasks with disjoint splits and exact verifiers."""
 
 from minnow.tasks.tools import CALCULATOR_SCHEMA, SEARCH_SCHEMA, format_hits, verify_call
-from minnow.tasks.types import Example, Page, Score
+from minnow.tasks.types import Example, Page, Score, Split
 from minnow.tasks.world import TASKS, PocketWorld, verify
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Page",
     "PocketWorld",
     "Score",
+    "Split",
     "format_hits",
     "verify",
     "verify_call",

@@ -128,7 +128,8 @@ class Preference:
     """Length-normalised DPO with a small SFT term on the chosen answers (Tulu 3, arXiv 2411.15124; TRL ``sigmoid_norm``).
 
     ``-log sigmoid(beta * (mean log-ratio of chosen - mean log-ratio of rejected)) + sft * mean NLL of chosen``.
-    Completion ``2 i`` of the batch is pair ``i``'s chosen answer, ``2 i + 1`` its rejected one.
+    The NLL is averaged over each answer and then over pairs (TRL's ``sft`` averages over the batch's tokens), so that
+    micro-batches add up. Completion ``2 i`` of the batch is pair ``i``'s chosen answer, ``2 i + 1`` its rejected one.
     """
 
     beta: float = 5.0

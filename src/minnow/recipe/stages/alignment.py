@@ -234,7 +234,7 @@ def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
             )
     model.to(compute_dtype())
     gate = make_gate(context, settings.gate, model, words)
-    measured = []
+    measured: list[dict[str, Any]] = []
     for name, candidate in candidates.items():
         model.load_state_dict(candidate)
         loop_rate, task_score = gate.measure()

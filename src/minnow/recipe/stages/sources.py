@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -14,9 +14,10 @@ from minnow.errors import UserError
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint
 from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe
 from minnow.rollout import TorchEngine
-from minnow.tasks import Example, PocketWorld
+from minnow.tasks import Example, PocketWorld, Split
 from minnow.train.precision import compute_dtype
 
 CHECKPOINT = "checkpoint"
@@ -48,7 +49,8 @@ def training_text(recipe: Recipe, documents: int) -> tuple[Iterator[str], list[s
         stream = iter(world(recipe).documents(documents + 200))
         training = list(islice(stream, documents))
         return iter(training), list(stream)
-    held_out, training = [], []
+    held_out: list[str] = []
+    training = []
     for i, text in enumerate(_text_documents(recipe)):
         (held_out if i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training).append(text)
     if not held_out and len(training) > 1:
@@ -85,14 +87,24 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     return replace(shape, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
-def engine_of(checkpoint: Path, rows: int = 512) -> tuple[TorchEngine, Backbone, Tokenizer]:
+def engine_of(checkpoint: Path, rows: int = 384) -> tuple[TorchEngine, Backbone, Tokenizer]:
     """A decoding engine over a checkpoint folder, in the machine's fast type."""
     model, tokenizer = load_checkpoint(checkpoint)
     model.to(compute_dtype())
     return TorchEngine(model, tokenizer, rows), model, tokenizer
 
 
-def task_examples(recipe: Recipe, tasks: tuple[str, ...], split: str, each: int) -> list[Example]:
-    """``each`` examples of every task."""
-    chosen = tasks or world(recipe).TASKS
-    return [example for task in chosen for example in world(recipe).examples(task, split, each)]
+def task_examples(
+    recipe: Recipe, tasks: tuple[str, ...], split: Split, each: int, more: Mapping[str, int] | None = None
+) -> list[Example]:
+    """``each`` examples of every task, or of ``tasks``; ``more`` gives other numbers for some of them.
+
+    Raises:
+        UserError: ``more`` names a task that the world does not have.
+    """
+    pocket, counts = world(recipe), dict(more or {})
+    chosen = tasks or pocket.TASKS
+    unknown = sorted(set(counts) - set(chosen))
+    if unknown:
+        raise UserError(f"there is no task {unknown[0]!r}; {nearest(unknown[0], chosen)}")
+    return [example for task in chosen for example in pocket.examples(task, split, counts.get(task, each))]

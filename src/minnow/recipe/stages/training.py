@@ -12,9 +12,10 @@ from minnow.data.loader import Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.evaluate.text import held_out_loss, held_out_rows
+from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, save_checkpoint
-from minnow.progress import track
+from minnow.progress import say, track
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, model_config, task_examples, training_text
@@ -23,6 +24,7 @@ from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import (
     next_token,
 )
+from minnow.train.precision import choose_threads
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def train_stage(
 ) -> dict[str, Any]:
     """Run a trainer under the stage's progress bar and save its checkpoint."""
     context.metrics.rewind(trainer.done_steps)
+    threads = choose_threads(context.recipe.threads)
+    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
     with track(trainer.settings.steps, context.name, "step", done=trainer.done_steps) as bar:
 
         def progress(steps: int, note: str) -> None:
@@ -130,13 +134,13 @@ class SftSettings:
     """Fine-tuning on worked examples.
 
     Attributes:
-        examples: per task; ``tasks`` empty means all.
-        loop_prone: long-form examples (open pages, enumerations) on top.
+        examples: per task.
+        more: other numbers for some tasks; 0 leaves a task out.
     """
 
     checkpoint: str = stage_input("pretrain")
-    tasks: tuple[str, ...] = ()
     examples: int = 1500
+    more: dict[str, int] = field(default_factory=dict)
     row_length: int = 256
     rows: int = 32
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=150))
@@ -152,7 +156,7 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     """Train on the references of every task, on assistant tokens only."""
     settings = context.settings
     model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
-    examples = task_examples(context.recipe, settings.tasks, "train", settings.examples)
+    examples = task_examples(context.recipe, (), "train", settings.examples, settings.more)
     packed = pack(conversations(words, examples), settings.row_length, words.pad_id)
     loader = Loader(packed, settings.rows, context.seed)
     trainer = Trainer(

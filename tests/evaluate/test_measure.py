@@ -1,0 +1,119 @@
+"""Task scores and loop rates count what they say, for any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.evaluate.measure import answer, answer_groups, loop_examples, loop_rates, measure_loops, score, score_tasks
+from minnow.loops import Rate, find_loop
+from minnow.rollout import Prompt, Rollout, Sampling
+from minnow.rollout.records import per_prompt
+from minnow.tasks import Example, PocketWorld
+
+
+@dataclass
+class Told:
+    """Says for each prompt id what it was told to: (text, reason)."""
+
+    words: Tokenizer
+    answers: dict[str, tuple[str, str]]
+    asked: list[tuple[str, list[int], Sampling]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]) -> list[Rollout]:
+        out = []
+        for (name, ids), one in zip(prompts, per_prompt(sampling, len(prompts)), strict=True):
+            self.asked.append((name, ids, one))
+            text, reason = self.answers[name]
+            tokens = self.words.encode_chat(text)
+            loop = find_loop(tokens) if reason == "loop" else None
+            out.append(Rollout(name, ids, tokens, text, reason, one, [], loop))
+        return out
+
+
+def reference(example: Example) -> str:
+    return example.reference[0]["content"]
+
+
+def looping(words: Tokenizer) -> str:
+    text = "The list begins:" + " Velm and Osk," * 60
+    assert find_loop(words.encode_chat(text)) is not None
+    return text
+
+
+def test_answers_come_in_order_by_arm_with_the_chat_prompt(pocket: PocketWorld, words: Tokenizer) -> None:
+    examples = [pocket.examples(task, "train", 1)[0] for task in ("arithmetic", "search")]
+    engine = Told(words, {e.id: (e.id, "stop") for e in examples})
+    arms = [Sampling(0.0, 5), Sampling(1.0, 9, seed=4)]
+    groups = answer_groups(engine, words, examples, arms)
+    assert [[r.text for r in group] for group in groups] == [[e.id for e in examples]] * 2
+    assert [[r.sampling for r in group] for group in groups] == [[arm, arm] for arm in arms]
+    assert [ids for _, ids, _ in engine.asked[:2]] == [words.prompt(e.messages, e.tools) for e in examples]
+    assert [r.text for r in answer(engine, words, examples, arms[1])] == [e.id for e in examples]
+
+
+@pytest.mark.parametrize("task", PocketWorld.TASKS)
+def test_the_ideal_answer_is_right_when_it_ends(task: str, pocket: PocketWorld) -> None:
+    """Its own call where the task is answered by a tool call; cut or looping it earns nothing."""
+    example = pocket.examples(task, "train", 1)[0]
+
+    def said(text: str, reason: str) -> Rollout:
+        return Rollout(example.id, [1], [2], text, reason, Sampling())
+
+    assert score(example, said(reference(example), "stop")).correct
+    assert not score(example, said("I do not know.", "stop")).correct
+    for reason in ("length", "loop"):
+        verdict = score(example, said(reference(example), reason))
+        assert (verdict.value, verdict.correct) == (0.0, False)
+
+
+def test_task_scores_are_rates_by_task_and_their_plain_mean(pocket: PocketWorld, words: Tokenizer) -> None:
+    examples = [*pocket.examples("arithmetic", "train", 4), *pocket.examples("extraction", "train", 1)]
+    answers = {e.id: (reference(e), "stop") for e in examples}
+    answers[examples[0].id] = ("No idea.", "stop")
+    engine = Told(words, answers)
+    scores = score_tasks(engine, words, examples, 33, seed=2)
+    assert scores.rates == {"arithmetic": Rate(3, 4), "extraction": Rate(1, 1)}
+    assert scores.mean == pytest.approx((0.75 + 1.0) / 2)
+    assert scores.as_dict()["arithmetic"] == Rate(3, 4).as_dict()
+    assert {sampling for _, _, sampling in engine.asked} == {Sampling(0.0, 33, 2)}
+
+
+def test_loop_rates_tell_loops_from_truncations(pocket: PocketWorld, words: Tokenizer) -> None:
+    examples = pocket.loop_prone("train", 8)
+    reasons = ["loop", "stop", "length", "stop", "loop", "stop", "stop", "length"]
+    answers = {e.id: (looping(words) if r == "loop" else "x", r) for e, r in zip(examples, reasons, strict=True)}
+    engine = Told(words, answers)
+    rates, shown = measure_loops(engine, words, examples, (0.0, 0.5), 64, seed=9)
+    assert [(r.temperature, r.max_new_tokens) for r in rates] == [(0.0, 64), (0.5, 64)]
+    for rate in rates:
+        assert rate.overall == Rate(2, 8) and rate.truncated == 2
+        by_task = {task: (sum(r == "loop" for e, r in zip(examples, reasons, strict=True) if e.task == task),
+                          sum(e.task == task for e in examples)) for task in {e.task for e in examples}}  # fmt: skip
+        assert {task: (r.count, r.total) for task, r in rate.by_task.items()} == by_task
+        assert rate.as_dict()["count"] == 2 and rate.as_dict()["by_task"].keys() == by_task.keys()
+    assert {one.seed for _, _, one in engine.asked} == {9}
+    assert {example["temperature"] for example in shown} == {0.0, 0.5}
+
+
+def test_loop_examples_mark_the_onset_in_the_text(pocket: PocketWorld, words: Tokenizer) -> None:
+    """One per task; the text from the onset on is the loop's second copy."""
+    examples = pocket.loop_prone("train", 8)
+    rollouts = answer(Told(words, {e.id: (looping(words), "loop") for e in examples}), words, examples, Sampling())
+    shown = loop_examples(words, examples, rollouts, most=3)
+    assert len(shown) == 3 and len({each["task"] for each in shown}) == 3
+    for each in shown:
+        rest = each["text"][each["onset_character"] :]
+        copy = words.decode(rollouts[0].token_ids[-each["period"] :])
+        assert each["text"] == looping(words)
+        assert rest[: 2 * len(copy)] == rest[len(copy) : 3 * len(copy)]
+        assert each["onset_character"] < len(each["text"]) / 4
+
+
+def test_a_loop_rate_of_no_prompts_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one loop-prone prompt"):
+        loop_rates([], [])
