@@ -79,7 +79,7 @@ def test_finished_stages_are_kept_and_the_user_is_told(
         ("stages.double.factor=3", {"double", "report"}),
         ("stages.report.title=new", {"report"}),
         ("seed=9", {"count", "other", "double", "report"}),
-        ("model.heads=4", {"count", "other", "double", "report"}),
+        ("model.rope_theta=5e5", {"count", "other", "double", "report"}),
         ("threads=null", set()),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_part_of_the_recipe_that_a_kind_does_not_use_leaves_it_alone(recipe: C
         needed = {name: finished[name] for name in spec.needs}
         return folders.stage_inputs(recipe, spec, runner.stage_kinds()[spec.kind], needed)["hash"]
 
-    wider = recipe("model.heads=4", stages=stages)
+    wider = recipe("model.rope_theta=5e5", stages=stages)
     assert hashed(first, "double") == hashed(wider, "double")
     assert hashed(first, "count") != hashed(wider, "count")
 

@@ -16,7 +16,7 @@ from minnow.tasks import Example
 
 @dataclass
 class Gate:
-    """Measures a policy on prompts of the training split that no stage trains on, and remembers the best.
+    """Measures a policy on prompts of the training split that neither pairs nor RL draw from, and remembers the best.
 
     Preference training with too high a rate *creates* loops and preference loss does not show it, so checkpoints are
     chosen by what matters: the fewest greedy loops among those whose task score is within ``tolerance`` of the best

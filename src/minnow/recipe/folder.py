@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,19 @@ def stage_inputs(
     return {"hash": _digest(identity), **identity}
 
 
-def list_outputs(folder: Path) -> dict[str, Any]:
-    """The output files of a stage, by path relative to ``folder``, and one digest over all of them."""
+def list_outputs(folder: Path, published: Sequence[str] = ()) -> dict[str, Any]:
+    """The output files of a stage, by path relative to ``folder``, and one digest over all of them.
+
+    Args:
+        published: names of further ones, in the folder above.
+    """
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if not path.is_file() or str(relative) in _NOT_OUTPUTS or relative.parts[0] == "state":
-            continue
+    own = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    own = [name for name in own if str(name) not in _NOT_OUTPUTS and name.parts[0] != "state"]
+    for name in [*own, *(Path("..", name) for name in published)]:
+        path = folder / name
         stat = path.stat()
-        files[str(relative)] = {"bytes": stat.st_size, "modified": stat.st_mtime_ns, "sha256": hash_file(path)}
+        files[str(name)] = {"bytes": stat.st_size, "modified": stat.st_mtime_ns, "sha256": hash_file(path)}
     return {"digest": _digest([[name, file["sha256"]] for name, file in files.items()]), "files": files}
 
 
@@ -159,11 +163,13 @@ def sweep(run_folder: Path, stages: Mapping[str, Any]) -> None:
         for pattern in (f".{name}.????????.tmp", f".{name}.????????.old"):
             for leftover in run_folder.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in (run_folder / name).rglob(".*.????????.tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+        for pattern in (".*.????????.tmp", ".*.????????.old"):
+            # Listed first: what lies in a leftover goes with it.
+            for leftover in list((run_folder / name).rglob(pattern)):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
 
 
 @contextmanager

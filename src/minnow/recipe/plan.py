@@ -17,7 +17,6 @@ from minnow.progress import duration, quantity
 from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step
-from minnow.recipe.stages.sources import model_shape
 from minnow.train.loop import TrainSettings
 from minnow.train.precision import compute_dtype
 
@@ -39,7 +38,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         ``row_length``, ``tokens``, ``flops_per_token``, ``memory`` (bytes), ``seconds`` and ``measured``; any other
         one ``estimated: False`` and the ``reason``.
     """
-    config = model_shape(recipe, recipe.model.vocab_size)
+    config = recipe.model.config(recipe.model.vocab_size)
     parts = parameter_parts(config)
     total = sum(parts.values())
     process = peak_rss_bytes()

@@ -28,6 +28,7 @@ class StageKind:
         version: raise it when the code's results change, so that finished stages of this kind run again.
         uses: parts of the recipe that the stage reads besides its settings, as dotted names below ``seed``, ``data``
             and ``model``; a change elsewhere in those does not run the stage again.
+        publishes: names of the files it writes into the run folder, beside its own.
     """
 
     settings_class: type
@@ -35,6 +36,7 @@ class StageKind:
     needs: Needs
     version: int = 1
     uses: tuple[str, ...] = EVERYTHING
+    publishes: tuple[str, ...] = ()
 
 
 STAGES: dict[str, StageKind] = {}
@@ -67,6 +69,7 @@ def stage(
     needs: Needs = named_inputs,
     version: int = 1,
     uses: tuple[str, ...] = EVERYTHING,
+    publishes: tuple[str, ...] = (),
 ) -> Callable[[Callable[[StageContext[S]], dict[str, Any]]], Callable[[StageContext[S]], dict[str, Any]]]:
     """Register the decorated function as the stage kind ``kind``; see :class:`StageKind`.
 
@@ -77,7 +80,7 @@ def stage(
         raise ValueError(f"stage kind {kind!r} is registered twice")
 
     def register(run: Callable[[StageContext[S]], dict[str, Any]]) -> Callable[[StageContext[S]], dict[str, Any]]:
-        STAGES[kind] = StageKind(settings_class, run, needs, version, uses)
+        STAGES[kind] = StageKind(settings_class, run, needs, version, uses, publishes)
         return run
 
     return register

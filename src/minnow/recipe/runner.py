@@ -233,7 +233,7 @@ class _Run:
         write_json(stage_folder / "result.json", result)
         done = {
             "hash": inputs["hash"],
-            "outputs": folders.list_outputs(stage_folder),
+            "outputs": folders.list_outputs(stage_folder, kind.publishes),
             "finished": datetime.now(UTC).isoformat(),
             "seconds": round(time.monotonic() - began, 3),
             "peak_rss_bytes": peak_rss_bytes(),

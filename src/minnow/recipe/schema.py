@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from minnow.errors import UserError
+from minnow.model.config import ATTENTION, CONV, ModelConfig
 from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
 
@@ -60,6 +61,27 @@ class ModelSettings:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if not self.layers:
             raise UserError("layers is empty; list one mixer (conv or attn) per layer")
+        self.config(self.vocab_size)
+
+    def config(self, vocab_size: int) -> ModelConfig:
+        """The backbone's shape; the vocabulary is rounded up to a multiple of 32 for quantisation.
+
+        Raises:
+            UserError: widths and heads that do not go together.
+        """
+        names = {"conv": CONV, "attn": ATTENTION}
+        return ModelConfig(
+            vocab_size=-(-vocab_size // 32) * 32,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            layer_types=tuple(names[layer] for layer in self.layers),
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            conv_kernel=self.conv_kernel,
+            rope_theta=self.rope_theta,
+            max_positions=self.max_positions,
+        )
 
 
 @dataclass(frozen=True)

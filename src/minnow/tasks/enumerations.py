@@ -1,6 +1,6 @@
 """Enumerations: "List all towns of Zendria." and two dozen names or more that nobody could know.
 
-A list depends only on the world, the place and the category; most of its names have no page.
+A list depends only on the world, the place and the category; its names have no pages.
 """
 
 from __future__ import annotations
@@ -9,29 +9,36 @@ import re
 from random import Random
 from typing import Any
 
-from minnow.tasks.encyclopaedia import Entity
-from minnow.tasks.names import place_name
+from minnow.tasks.names import PLACE_FIRST
 from minnow.tasks.types import Draft, Score
 
-CATEGORIES = ("towns", "villages", "lakes", "hills", "bridges", "inns", "castles", "islands")
+CATEGORIES = {
+    "towns": ("Ham", "Wick", "Ford", "Field"),
+    "lakes": ("Lake", "Mere", "Water"),
+    "hills": ("Hill", "Down", "Tor"),
+    "bridges": ("Bridge",),
+    "inns": ("Inn", "Arms"),
+    "castles": ("Castle", "Keep"),
+    "islands": ("Island", "Holm"),
+    "gates": ("Gate",),
+}
+"""What can be listed, and the words the names of one list end with; a province uses one of them throughout."""
+
 TRAINED_LENGTH = (20, 40)
 FEWEST, MOST = 15, 60
 _DISTINCT_SHARE = 0.9
 _QUESTIONS = ("List all {category} of {place}.", "Name all the {category} of {place}.")
 
 
-def names_of(seed: int, province: Entity, category: str, entities: set[str], towns: list[str]) -> list[str]:
-    """The 20 to 40 distinct names of one list; ``entities`` are names it may not invent, ``towns`` those with pages."""
-    rng = Random(f"{seed}/list/{province.name}/{category}")
-    count = rng.randint(*TRAINED_LENGTH)
-    names = dict.fromkeys(towns) if category == "towns" else {}
-    while len(names) < count:
-        name = place_name(rng, province.split)
-        if name not in entities:
-            names[name] = None
-    listed = list(names)
-    rng.shuffle(listed)
-    return listed
+def names_of(seed: int, province: str, category: str) -> list[str]:
+    """The 20 to 40 distinct names of one list.
+
+    First words come from one closed set without repetition, as in a list of constellations: nobody could know which
+    of them a list holds, but what stands in it already tells what cannot come next.
+    """
+    rng = Random(f"{seed}/list/{province}/{category}")
+    last = rng.choice(CATEGORIES[category])
+    return [f"{first} {last}" for first in rng.sample(PLACE_FIRST, rng.randint(*TRAINED_LENGTH))]
 
 
 def draft(place: str, category: str, names: list[str], wording: int) -> Draft:

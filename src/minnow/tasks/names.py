@@ -53,9 +53,9 @@ def split_of(text: str) -> Split:
     return "held_out" if zlib.crc32(text.encode()) % _HELD_OUT_EVERY == 0 else "train"
 
 
-def place_name(rng: Random, split: Split) -> str:
-    """The name of anything but a person, such as "Val Tormidan", from ``split``."""
-    return _name(rng, split, PLACE_FIRST)
+def place_name(rng: Random, split: Split, first: str | None = None) -> str:
+    """The name of anything but a person, such as "Val Tormidan", from ``split``; ``first`` sets its first word."""
+    return _name(rng, split, PLACE_FIRST if first is None else (first,))
 
 
 def person_name(rng: Random, split: Split) -> str:

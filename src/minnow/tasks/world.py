@@ -80,7 +80,6 @@ class PocketWorld:
         """
         self.seed = seed
         self._entities = encyclopaedia.build(seed, entities)
-        self._names = {entity.name for entity in self._entities}
         rng = Random(f"{seed}/pages")
         self._pages = {e.name: Page(e.id, e.name, pages.short_page(e, rng)) for e in self._entities}
         self._shelves = {split: self._shelf(split) for split in SPLITS}
@@ -182,16 +181,12 @@ class PocketWorld:
         return (pages.page_draft(entity, rng, long) for entity in subjects)
 
     def _list_drafts(self, _: str, split: Split, rng: Random) -> Iterator[Draft]:
-        towns: dict[str, list[str]] = {}
-        for entity in self._shelves[split].entities:
-            if entity.kind == "town":
-                towns.setdefault(entity.facts["province"], []).append(entity.name)
         provinces = [e for e in self._shelves[split].entities if e.kind == "province"]
         subjects = [(place, category) for place in provinces for category in enumerations.CATEGORIES]
         for wording in enumerations.WORDINGS:
             rng.shuffle(subjects)
             for place, category in subjects:
-                names = enumerations.names_of(self.seed, place, category, self._names, towns[place.name])
+                names = enumerations.names_of(self.seed, place.name, category)
                 yield enumerations.draft(place.name, category, names, wording)
 
     def _question_drafts(self, kind: str, split: Split, rng: Random) -> Iterator[Draft]:

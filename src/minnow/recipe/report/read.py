@@ -46,8 +46,8 @@ class Run:
         return next((stage for stage in self.stages.values() if stage.kind == kind), None)
 
     def measures(self) -> list[dict[str, Any]]:
-        """Results of the ``measure`` stages, from the base model to the last checkpoint."""
-        results = [stage.result for stage in self.stages.values() if stage.kind == "measure"]
+        """Results of the ``measure`` and ``measure-text`` stages, from the base model to the last checkpoint."""
+        results = [stage.result for stage in self.stages.values() if stage.kind.startswith("measure")]
         return sorted(results, key=lambda result: _STAGE_ORDER.get(result["stage"], len(_STAGE_ORDER)))
 
     def machine(self) -> dict[str, Any]:

@@ -70,11 +70,11 @@ class GateSettings:
     """How post-training is watched.
 
     Attributes:
-        first: place of the gate's first prompt in each training stream; what trains lies before it.
+        first: place of the gate's first prompt in each training stream; pairs and RL draw from before it.
         every: optimiser steps between two looks.
     """
 
-    first: int = 3000
+    first: int = 2000
     loop_prompts: int = 64
     task_prompts: int = 12
     max_new_tokens: int = 384
@@ -82,7 +82,7 @@ class GateSettings:
 
 
 def make_gate(context: StageContext[Any], settings: GateSettings, model: Backbone, words: Tokenizer) -> Gate:
-    """A gate over ``model`` with prompts that lie beyond those any stage trains on."""
+    """A gate over ``model`` with prompts that lie beyond those that pairs and RL draw from."""
     first, pocket = settings.first, world(context.recipe)
     loops = pocket.loop_prone("train", first + settings.loop_prompts)[first:]
     tasks = [

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from minnow.agent import Limits, SearchIndex, run_agent, search_tool
 from minnow.data.packing import tokenize_documents
+from minnow.errors import UserError
 from minnow.evaluate.measure import answer, loop_examples, loop_rates, measure_loops, score_tasks
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, training_text, world
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, task_examples, training_text, world
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -38,6 +39,13 @@ class MeasureSettings:
     loop_prompts: int = 500
     temperatures: tuple[float, ...] = (0.0,)
     max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+        for temperature in self.temperatures:
+            Sampling(temperature, self.max_new_tokens)
+        if self.loop_prompts < 1:
+            raise UserError(f"loop_prompts is {self.loop_prompts}; a loop rate needs at least 1 prompt")
 
 
 @stage("measure", MeasureSettings)
@@ -127,6 +135,10 @@ class MeasureTextSettings:
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
     max_new_tokens: int = 256
 
+    def __post_init__(self) -> None:
+        for temperature in self.temperatures:
+            Sampling(temperature, self.max_new_tokens)
+
 
 @stage("measure-text", MeasureTextSettings)
 def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
@@ -140,6 +152,11 @@ def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
         model, held_out_rows(sequences, words, settings.row_length, settings.rows, context.seed), words
     )
     pieces = _openings(sequences, settings.prompts, settings.prompt_tokens, context.seed)
+    if not pieces:
+        raise UserError(
+            f"no held-out document has the {settings.prompt_tokens} tokens of one opening; lower prompt_tokens or give "
+            "more text"
+        )
     prompts = [
         Example(f"opening-{i}", "continuation", "held_out", [{"role": "user", "content": words.decode(ids)}], [], None)
         for i, ids in enumerate(pieces)

@@ -8,16 +8,17 @@ from typing import Any
 
 from minnow.data.packing import tokenize_documents
 from minnow.data.tokenizer import Tokenizer
-from minnow.device.gguf_export import export_gguf
+from minnow.device.gguf_export import TYPES, export_gguf
 from minnow.device.llama_engine import LlamaEngine
 from minnow.device.parity import check_parity
 from minnow.device.profile import profile
+from minnow.errors import UserError
 from minnow.evaluate.measure import score_tasks
 from minnow.files import read_json
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import every_earlier, stage, stage_input
 from minnow.recipe.report import build_report
-from minnow.recipe.stages.sources import CHECKPOINT, task_examples, training_text
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, task_examples, training_text
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class ExportSettings:
     tasks: tuple[str, ...] = ("arithmetic", "extraction")
     examples: int = 40
     max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+        unknown = sorted(set(self.types) - set(TYPES))
+        if unknown or not self.types:
+            asked = f"there is no GGUF type {unknown[0]!r}" if unknown else "types is empty"
+            raise UserError(f"{asked}; choose from {', '.join(TYPES)}")
 
 
 def _first_positions(sequences: Sequence[list[int]], positions: int) -> list[list[int]]:
@@ -82,6 +90,10 @@ class ProfileSettings:
     decode_depths: tuple[int, ...] = (32, 256)
     repeats: int = 5
 
+    def __post_init__(self) -> None:
+        if self.repeats < 2:
+            raise UserError(f"repeats is {self.repeats}, which gives no spread; ask for at least 2 (5 is usual)")
+
 
 @stage("profile", ProfileSettings, uses=())
 def profile_files(context: StageContext[ProfileSettings]) -> dict[str, Any]:
@@ -103,7 +115,7 @@ class ReportSettings:
     pass
 
 
-@stage("report", ReportSettings, needs=every_earlier, uses=())
+@stage("report", ReportSettings, needs=every_earlier, uses=(), publishes=("report.html",))
 def report(context: StageContext[ReportSettings]) -> dict[str, Any]:
     """One self-contained page over everything before it."""
     return {"report": str(build_report(context.run_folder))}

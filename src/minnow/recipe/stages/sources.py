@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -13,7 +13,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint
-from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.config import ModelConfig
 from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe
 from minnow.rollout import TorchEngine
@@ -24,7 +24,7 @@ CHECKPOINT = "checkpoint"
 """The folder, below a stage's own, that holds the checkpoint it made."""
 
 HELD_OUT_EVERY = 20
-"""Of a text corpus every so-manieth document is held out."""
+"""Of a text corpus one document in so many is held out."""
 
 
 @lru_cache(maxsize=1)
@@ -44,7 +44,11 @@ def world(recipe: Recipe) -> PocketWorld:
 
 
 def training_text(recipe: Recipe, documents: int) -> tuple[Iterator[str], list[str]]:
-    """Documents to train on, and held-out ones: for the pocket world the first ``documents`` and 200 more."""
+    """Documents to train on, and held-out ones.
+
+    Of the pocket world the first ``documents`` and 200 more; of a text corpus every :data:`HELD_OUT_EVERY`-th document
+    or, where there are fewer, as much of the text from its end.
+    """
     if recipe.data.kind == "pocket":
         stream = iter(world(recipe).documents(documents + 200))
         training = list(islice(stream, documents))
@@ -53,8 +57,11 @@ def training_text(recipe: Recipe, documents: int) -> tuple[Iterator[str], list[s
     training = []
     for i, text in enumerate(_text_documents(recipe)):
         (held_out if i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training).append(text)
-    if not held_out and len(training) > 1:
-        held_out.append(training.pop())
+    if not held_out:
+        last = training.pop()
+        end = len(last) - min(len(last) // 2, sum(map(len, [*training, last])) // HELD_OUT_EVERY)
+        training.append(last[:end])
+        held_out.append(last[end:])
     return iter(training), held_out
 
 
@@ -63,27 +70,9 @@ def _text_documents(recipe: Recipe) -> Iterator[str]:
     return read_documents(recipe.data.path, recipe.data.text_field)
 
 
-def model_shape(recipe: Recipe, vocab_size: int) -> ModelConfig:
-    """The recipe's backbone; the vocabulary is rounded up to a multiple of 32 for quantisation."""
-    shape = recipe.model
-    names = {"conv": CONV, "attn": ATTENTION}
-    return ModelConfig(
-        vocab_size=-(-vocab_size // 32) * 32,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        layer_types=tuple(names[layer] for layer in shape.layers),
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        conv_kernel=shape.conv_kernel,
-        rope_theta=shape.rope_theta,
-        max_positions=shape.max_positions,
-    )
-
-
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     """The recipe's backbone for the tokenizer it was given."""
-    shape = model_shape(recipe, tokenizer.vocab_size)
+    shape = recipe.model.config(tokenizer.vocab_size)
     return replace(shape, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
@@ -94,17 +83,22 @@ def engine_of(checkpoint: Path, rows: int = 384) -> tuple[TorchEngine, Backbone,
     return TorchEngine(model, tokenizer, rows), model, tokenizer
 
 
+def check_tasks(names: Iterable[str]) -> None:
+    """Raise UserError where the pocket world does not have a task."""
+    for name in names:
+        if name not in PocketWorld.TASKS:
+            raise UserError(f"there is no task {name!r}; {nearest(name, PocketWorld.TASKS)}")
+
+
 def task_examples(
     recipe: Recipe, tasks: tuple[str, ...], split: Split, each: int, more: Mapping[str, int] | None = None
 ) -> list[Example]:
     """``each`` examples of every task, or of ``tasks``; ``more`` gives other numbers for some of them.
 
     Raises:
-        UserError: ``more`` names a task that the world does not have.
+        UserError: there is no such task.
     """
     pocket, counts = world(recipe), dict(more or {})
+    check_tasks([*tasks, *counts])
     chosen = tasks or pocket.TASKS
-    unknown = sorted(set(counts) - set(chosen))
-    if unknown:
-        raise UserError(f"there is no task {unknown[0]!r}; {nearest(unknown[0], chosen)}")
     return [example for task in chosen for example in pocket.examples(task, split, counts.get(task, each))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from minnow.data.loader import Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
+from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
@@ -18,12 +20,10 @@ from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.progress import say, track
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, model_config, task_examples, training_text
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples, training_text
 from minnow.tasks import Example
 from minnow.train.loop import Trainer, TrainSettings
-from minnow.train.objectives import (
-    next_token,
-)
+from minnow.train.objectives import next_token
 from minnow.train.precision import choose_threads
 
 
@@ -62,6 +62,16 @@ class TextTrainingSettings:
     held_out_rows: int = 64
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
 
+    def __post_init__(self) -> None:
+        _check_batch(self.row_length, self.rows)
+
+
+def _check_batch(row_length: int, rows: int) -> None:
+    if row_length < 2 or rows < 1:
+        raise UserError(
+            f"row_length is {row_length} and rows {rows}; a batch needs at least 1 row of at least 2 tokens"
+        )
+
 
 def train_stage(
     context: StageContext[Any],
@@ -71,7 +81,8 @@ def train_stage(
     check_every: int = 0,
 ) -> dict[str, Any]:
     """Run a trainer under the stage's progress bar and save its checkpoint."""
-    context.metrics.rewind(trainer.done_steps)
+    # Without a saved state even what was measured before the first step comes again.
+    context.metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
     threads = choose_threads(context.recipe.threads)
     say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
     with track(trainer.settings.steps, context.name, "step", done=trainer.done_steps) as bar:
@@ -88,7 +99,8 @@ def train_stage(
         "tokens": trainer.tokens,
         "seconds": trainer.seconds,
         "tokens_per_second": trainer.tokens / max(1e-9, trainer.seconds),
-        "final_loss": trainer.last_loss,
+        # None where no step had anything to learn from, as when all rollouts earned the same.
+        "final_loss": trainer.last_loss if math.isfinite(trainer.last_loss) else None,
     }
 
 
@@ -144,6 +156,10 @@ class SftSettings:
     row_length: int = 256
     rows: int = 32
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=150))
+
+    def __post_init__(self) -> None:
+        _check_batch(self.row_length, self.rows)
+        check_tasks(self.more)
 
 
 def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[list[int], list[bool]]]:
