@@ -76,6 +76,8 @@ def recipe() -> dict[str, Any]:
                 "checkpoint": "sft",
                 "pairs": "pairs",
                 "pairs_per_step": 2,
+                "refresh_every": 2,
+                "max_new_tokens": 56,
                 "training": training(4, 1e-3, **healing),
                 "gate": GATE,
             },

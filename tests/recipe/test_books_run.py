@@ -13,6 +13,7 @@ import torch
 
 from minnow.cli.main import main
 from minnow.data.documents import read_documents
+from minnow.recipe.report.markup import counted, number
 from minnow.recipe.schema import load_recipe
 from minnow.recipe.stages.sources import training_text
 from minnow.tasks import PocketWorld
@@ -79,16 +80,15 @@ def test_books_runs_from_a_file_to_the_report(
     trained, measured = result("pretrain"), result("measure")
     curve = [json.loads(line) for line in Path("runs/books/pretrain/metrics.jsonl").read_text().splitlines()]
     bits = [line["bits_per_byte"] for line in curve if "bits_per_byte" in line]
-    # Eight steps are enough to do better than text in which every byte is as likely as any other.
-    assert len(bits) == 3 and bits[-1] == trained["bits_per_byte"] < 8 < bits[0] + 2
-    assert bits[-1] < bits[0]
+    assert len(bits) == 3 and bits[-1] == trained["bits_per_byte"] < 0.95 * bits[0]
     assert abs(measured["bits_per_byte"] - trained["bits_per_byte"]) < 0.5
     assert [loops["temperature"] for loops in measured["loops"]] == [0.0, 1.0]
     assert [loops["total"] for loops in measured["loops"]] == [6, 6]
     assert result("export")["files"][0]["positions"] >= 200
     page = Path("runs/books/report.html").read_text()
-    assert f"{trained['bits_per_byte']:.3g}"[:4] in page and "books-F16.gguf" in page
-    assert "Doom loops" in page
+    assert number(trained["bits_per_byte"], 3) in page and "books-F16.gguf" in page
+    for loops in measured["loops"]:
+        assert counted(loops) in page
 
     assert main(command) == 0
     assert {row["status"] for row in json.loads(capsys.readouterr().out)["stages"]} == {"kept"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,13 @@ from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minnow.posttrain.gate import Gate
 from minnow.posttrain.merge import soup
-from minnow.posttrain.pairs import PairSettings, build_pairs
+from minnow.posttrain.pairs import PairSettings, build_pairs, cut_loop
 from minnow.posttrain.policy import RolloutSettings, rollout_step
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
 from minnow.recipe.stages.training import train_stage
-from minnow.rollout import TorchEngine
+from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import PolicyGradient, Preference, SequenceBatch, completion_log_probs, pack_sequences
 from minnow.train.optimizer import OptimizerSettings
@@ -117,6 +118,10 @@ class DpoSettings:
 
     Attributes:
         pairs_per_step: pairs in one update.
+        refresh_every: steps after which the policy answers the loop pairs' prompts greedily again; where it still
+            loops, the new loop becomes a rejected answer beside the same chosen one. Cured of one loop, a policy falls
+            into the next: the pairs follow it. 0 keeps the pairs as they are.
+        max_new_tokens: budget of those answers.
         row_length: packed length of the training rows.
     """
 
@@ -124,6 +129,9 @@ class DpoSettings:
     pairs: str = stage_input("pairs")
     objective: Preference = field(default_factory=Preference)
     pairs_per_step: int = 16
+    refresh_every: int = 10
+    max_new_tokens: int = 384
+    periods_kept: int = 3
     row_length: int = 384
     training: TrainSettings = field(
         default_factory=lambda: TrainSettings(
@@ -141,11 +149,24 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     rows = read_json(context.output(settings.pairs, "ids.json"))
     model, words = load_checkpoint(source)
     reference = load_model(source, compute_dtype())
+    loop_rows = [row for row in rows if row["kind"] == "loop"]
+
+    def refresh() -> list[dict[str, Any]]:
+        prompts = [(str(i), row["prompt"]) for i, row in enumerate(loop_rows)]
+        answers = engine.generate(prompts, Sampling(0.0, settings.max_new_tokens))
+        return [
+            {**row, "rejected": cut_loop(answer, settings.periods_kept)}
+            for row, answer in zip(loop_rows, answers, strict=True)
+            if answer.finish_reason == "loop"
+        ]
 
     def batches(step: int) -> Sequence[SequenceBatch]:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed + step // epoch))
-        first = (step % epoch) * settings.pairs_per_step
-        chosen = [rows[i] for i in order[first : first + settings.pairs_per_step].tolist()]
+        if settings.refresh_every and step and step % settings.refresh_every == 0:
+            trainer.notes["refreshed"] = refresh()
+        draw = random.Random(f"{context.seed}/{step}")
+        latest = trainer.notes.get("refreshed", [])
+        chosen = draw.sample(latest, min(len(latest), settings.pairs_per_step // 2))
+        chosen += draw.sample(rows, min(len(rows), settings.pairs_per_step - len(chosen)))
         prompts = [row["prompt"] for row in chosen for _ in range(2)]
         answers = [row[side] for row in chosen for side in ("chosen", "rejected")]
         batch = pack_sequences(prompts, answers, settings.row_length)
@@ -153,8 +174,8 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
             batch.reference = completion_log_probs(reference, batch)
         return [batch]
 
-    epoch = max(1, len(rows) // settings.pairs_per_step)
     trainer = Trainer(model, settings.objective, batches, settings.training, context.record, context.state / "train.pt")
+    engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
     return post_train(context, trainer, words, gate, settings.gate.every) | {"pairs": len(rows)}
 
