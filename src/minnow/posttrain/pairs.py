@@ -9,7 +9,7 @@ from typing import Any
 from minnow.data.tokenizer import Tokenizer
 from minnow.evaluate.measure import answer_groups, score
 from minnow.rollout.records import Engine, Rollout, Sampling
-from minnow.tasks import Example, Score
+from minnow.tasks import Example, Score, verify
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class PairSettings:
         loop_share: most loop pairs, as a share of all pairs.
         periods_kept: copies of the loop a rejected answer keeps; beyond them the gradient is near zero and the
             length swamps the margin.
+        reference: let the worked reference stand as chosen where it scores above every rollout (LFM2 adds one or two
+            reference answers to its five samples, arXiv 2511.23404).
     """
 
     temperatures: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.0)
@@ -29,6 +31,7 @@ class PairSettings:
     score_gap: float = 0.5
     loop_share: float = 0.7
     periods_kept: int = 3
+    reference: bool = False
 
 
 @dataclass
@@ -127,6 +130,20 @@ def choose_pair(
     return Pair(example, kind, best.prompt_ids, best.token_ids, rejected_ids, provenance), False
 
 
+def prefer_reference(pair: Pair, tokenizer: Tokenizer) -> Pair:
+    """The pair with the worked reference as its chosen answer, where that is one turn and scores above the rollout."""
+    example = pair.example
+    if example.tools or len(example.reference) != 1:
+        return pair
+    scored = verify(example, example.reference[0]["content"])
+    if scored.value <= pair.provenance["chosen_score"]:
+        return pair
+    ids, mask = tokenizer.conversation([*example.messages, *example.reference])
+    chosen = [token for token, trained in zip(ids, mask, strict=True) if trained]
+    provenance = pair.provenance | {"chosen_score": scored.value, "chosen_temperature": None}
+    return replace(pair, chosen_ids=chosen, provenance=provenance)
+
+
 def build_pairs(
     engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], settings: PairSettings, seed: int
 ) -> PairReport:
@@ -139,7 +156,7 @@ def build_pairs(
     for i, example in enumerate(examples):
         pair, every = choose_pair(example, greedy[i], [arm[i] for arm in arms], settings)
         if pair is not None:
-            pairs.append(pair)
+            pairs.append(prefer_reference(pair, tokenizer) if settings.reference else pair)
         if every:
             all_loop.append(example)
     loops = [pair for pair in pairs if pair.kind == "loop"]
