@@ -11,7 +11,7 @@ import pytest
 from minnow.data.tokenizer import Tokenizer
 from minnow.loops import Loop, find_loop
 from minnow.posttrain import pairs as pairs_module
-from minnow.posttrain.pairs import Pair, PairReport, PairSettings, build_pairs, choose_pair, cut_loop
+from minnow.posttrain.pairs import Pair, PairReport, PairSettings, build_pairs, choose_pair, cut_loop, prefer_reference
 from minnow.rollout import Prompt, Rollout, Sampling
 from minnow.rollout.records import per_prompt
 from minnow.tasks import Example, PocketWorld, Score
@@ -180,3 +180,18 @@ def test_a_share_that_comes_out_even_is_not_lost_to_rounding(words: Tokenizer) -
     examples = [replace(EXAMPLE, id=f"e{i}") for i in (*range(0, 18, 2), 1, 3, 5)]
     report = build_pairs(Scripted(2), words, examples, PairSettings((1.0,), 64, 0.5, 0.7, 3), seed=5)
     assert (report.as_dict()["loop_pairs"], report.as_dict()["quality_pairs"]) == (7, 3)
+
+
+def test_a_reference_that_scores_above_the_rollouts_is_chosen(tokenizer: Tokenizer) -> None:
+    example = PocketWorld(0, entities=125).examples("arithmetic", "train", 1)[0]
+    rollout_answer, loop = [50, 51, tokenizer.eos_id], [60, 61]
+    weak = Pair(example, "loop", [1], rollout_answer, loop, {"chosen_score": 0.5, "chosen_temperature": 1.0})
+    better = prefer_reference(weak, tokenizer)
+    text = tokenizer.decode(better.chosen_ids[:-1])
+    assert better.chosen_ids[-1] == tokenizer.eos_id and text == example.reference[0]["content"]
+    assert better.provenance == {"chosen_score": 1.0, "chosen_temperature": None}
+    assert better.rejected_ids == loop
+    right = replace(weak, provenance={"chosen_score": 1.0, "chosen_temperature": 1.0})
+    assert prefer_reference(right, tokenizer) is right
+    calls = PocketWorld(0, entities=125).examples("calculator", "train", 1)[0]
+    assert prefer_reference(replace(weak, example=calls), tokenizer).chosen_ids == rollout_answer

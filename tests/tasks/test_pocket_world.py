@@ -8,6 +8,7 @@ import pytest
 
 from minnow.errors import UserError
 from minnow.tasks import TASKS, Example, PocketWorld, format_hits
+from minnow.tasks.enumerations import CATEGORIES, POOL
 from minnow.tasks.names import GIVEN, PLACE_FIRST, split_of
 from minnow.tasks.pages import LONG_LENGTH, SHORT_LENGTH
 from minnow.tasks.questions import one_hop, two_hop
@@ -112,15 +113,17 @@ def test_every_example_states_its_form() -> None:
             assert {turn["role"] for turn in e.reference} <= {"assistant", "tool"}
             assert len(text_of(e)) < 1500  # a few hundred tokens
     lists = [e.reference[0]["content"].split(", ") for e in WORLD.examples("enumeration", "train", 100)]
-    assert all(20 <= len(names) == len(set(names)) <= 40 for names in lists)
+    assert all(20 <= len(names) == len(set(names)) <= 30 for names in lists)
 
 
-def test_lists_of_towns_hold_the_towns_with_pages() -> None:
-    towns = {p.title: p.text for p in WORLD.pages("train") if p.id.startswith("town")}
-    for e in WORLD.examples("enumeration", "train", 100):
-        if e.answer["category"] == "towns":
-            known = {title for title, text in towns.items() if f"the province of {e.answer['place']}." in text}
-            assert known and known <= set(e.reference[0]["content"].removesuffix(".").split(", "))
+def test_lists_draw_on_one_closed_set_per_category_and_end_alike() -> None:
+    firsts: dict[str, set[str]] = {}
+    for e in WORLD.examples("enumeration", "train", 200):
+        names = [name.split() for name in e.reference[0]["content"].removesuffix(".").split(", ")]
+        assert {last for _, last in names} <= set(CATEGORIES[e.answer["category"]])
+        assert len({last for _, last in names}) == 1
+        firsts.setdefault(e.answer["category"], set()).update(first for first, _ in names)
+    assert {len(words) for words in firsts.values()} == {POOL}
 
 
 def test_pages_hold_the_answer_to_every_question() -> None:
