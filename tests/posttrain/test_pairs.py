@@ -182,16 +182,16 @@ def test_a_share_that_comes_out_even_is_not_lost_to_rounding(words: Tokenizer) -
     assert (report.as_dict()["loop_pairs"], report.as_dict()["quality_pairs"]) == (7, 3)
 
 
-def test_a_reference_that_scores_above_the_rollouts_is_chosen(tokenizer: Tokenizer) -> None:
+def test_a_reference_that_scores_above_the_rollouts_is_chosen(words: Tokenizer) -> None:
     example = PocketWorld(0, entities=125).examples("arithmetic", "train", 1)[0]
-    rollout_answer, loop = [50, 51, tokenizer.eos_id], [60, 61]
+    rollout_answer, loop = [50, 51, words.eos_id], [60, 61]
     weak = Pair(example, "loop", [1], rollout_answer, loop, {"chosen_score": 0.5, "chosen_temperature": 1.0})
-    better = prefer_reference(weak, tokenizer)
-    text = tokenizer.decode(better.chosen_ids[:-1])
-    assert better.chosen_ids[-1] == tokenizer.eos_id and text == example.reference[0]["content"]
+    better = prefer_reference(weak, words)
+    text = words.decode(better.chosen_ids[:-1])
+    assert better.chosen_ids[-1] == words.eos_id and text == example.reference[0]["content"]
     assert better.provenance == {"chosen_score": 1.0, "chosen_temperature": None}
     assert better.rejected_ids == loop
     right = replace(weak, provenance={"chosen_score": 1.0, "chosen_temperature": 1.0})
-    assert prefer_reference(right, tokenizer) is right
+    assert prefer_reference(right, words) is right
     calls = PocketWorld(0, entities=125).examples("calculator", "train", 1)[0]
-    assert prefer_reference(replace(weak, example=calls), tokenizer).chosen_ids == rollout_answer
+    assert prefer_reference(replace(weak, example=calls), words).chosen_ids == rollout_answer

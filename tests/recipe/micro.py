@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,14 +169,6 @@ class Server:
         line = self._process.stdout.readline()
         assert line, "the server of forked runs died"
         return line
-
-
-def until(reached: Any, seconds: float = 60.0) -> None:
-    """Wait for ``reached()`` to be true."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.002)
 
 
 def _watch_writes(at: tuple[str, int, int] | None) -> None:

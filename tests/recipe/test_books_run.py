@@ -13,7 +13,7 @@ import torch
 
 from minnow.cli.main import main
 from minnow.data.documents import read_documents
-from minnow.recipe.report.markup import counted, number
+from minnow.recipe.report.markup import bytes_text, counted, number
 from minnow.recipe.schema import load_recipe
 from minnow.recipe.stages.sources import training_text
 from minnow.tasks import PocketWorld
@@ -86,7 +86,8 @@ def test_books_runs_from_a_file_to_the_report(
     assert [loops["total"] for loops in measured["loops"]] == [6, 6]
     assert result("export")["files"][0]["positions"] >= 200
     page = Path("runs/books/report.html").read_text()
-    assert number(trained["bits_per_byte"], 3) in page and "books-F16.gguf" in page
+    file = result("export")["files"][0]
+    assert number(trained["bits_per_byte"], 3) in page and f"F16: {bytes_text(file['bytes'])}" in page
     for loops in measured["loops"]:
         assert counted(loops) in page
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.measure import answer, loop_rates, score_tasks
+from minnow.evaluate.measure import answer, loop_rates, mean_value
 from minnow.rollout.records import Engine, Sampling
 from minnow.tasks import Example
 
@@ -43,12 +43,16 @@ class Gate:
         return self.kept[self.best_step]
 
     def measure(self) -> tuple[float, float]:
-        """Greedy loop rate and mean task score of the policy as it is; truncated answers count as loops do."""
+        """Greedy loop rate and mean verifier value over tasks of the policy as it is; truncated answers count as loops.
+
+        Values and not shares of correct answers: a list that decays into nonsense on its way out of a loop was not
+        correct before either.
+        """
         rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
         rates = loop_rates(self.loop_prompts, rollouts)
         stuck = (rates.overall.count + rates.truncated) / rates.overall.total
-        scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
-        return stuck, scores.mean
+        answers = answer(self.engine, self.tokenizer, self.task_prompts, Sampling(0.0, self.max_new_tokens))
+        return stuck, mean_value(self.task_prompts, answers)
 
     def check(self, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Measure after ``step``, keep ``weights`` when they are the best so far, and return what was measured."""
