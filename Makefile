@@ -17,7 +17,7 @@ demo: setup
 	$(VENV)/bin/minnow run $(RECIPE)
 
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(TESTS)
 
 lint: setup
 	$(VENV)/bin/ruff check src tests benchmarks
@@ -32,7 +32,8 @@ $(STAMP): pyproject.toml requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Minnow needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint requirements-cpu.txt torch $(TORCH_FLAGS)
+	# Alone: were its dependencies looked up there too, an index out of reach would cost its retries for each of them.
+	$(VENV)/bin/python -m pip install --quiet --retries 1 --no-deps --constraint requirements-cpu.txt torch $(TORCH_FLAGS)
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements-cpu.txt --editable '.[dev,export,report]'
 	@touch $(STAMP)
 

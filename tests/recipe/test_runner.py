@@ -255,12 +255,15 @@ def test_a_folder_with_files_of_the_user_is_left_alone(recipe: Callable[..., Rec
 def test_leftovers_of_a_killed_run_are_swept(recipe: Callable[..., Recipe]) -> None:
     runner.run(recipe())
     leftovers = [Path("runs/toy/.count.0123abcd.old/checkpoint"), Path("runs/toy/double/.model.0123abcd.tmp")]
+    leftovers.append(Path("runs/toy/double/.checkpoint.0123abcd.old"))
     for leftover in leftovers:
         leftover.mkdir(parents=True)
+    half = Path("runs/toy/.summary.json.0123abcd.tmp")
+    half.write_text("{")
     kept = Path("runs/toy/.counted.0123abcd.old")
     kept.mkdir()
     assert statuses(runner.run(recipe())) == all_of("kept")
-    assert not any(leftover.exists() for leftover in leftovers) and kept.exists()
+    assert not any(leftover.exists() for leftover in [*leftovers, half]) and kept.exists()
 
 
 @pytest.mark.parametrize("full_at", range(1, 14))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -46,7 +47,7 @@ def test_another_examples_reply_is_wrong(task: str) -> None:
     if task == "enumeration":  # scored on form alone, so another list is as good
         pytest.skip("lists are interchangeable")
     examples = some(task)
-    for example, other in zip(examples, examples[1:], strict=False):
+    for example, other in itertools.pairwise(examples):
         golds = [e.answer["gold"] if task in ("question", *TOOL_TASKS) else reply(e) for e in (example, other)]
         if golds[0] != golds[1]:
             assert not verify(example, reply(other)).correct, (example, other)

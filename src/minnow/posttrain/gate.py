@@ -67,7 +67,7 @@ class Gate:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"history": self.history, "kept": self.kept}
+        return {"history": list(self.history), "kept": dict(self.kept)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state written by :meth:`state`."""

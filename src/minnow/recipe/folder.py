@@ -25,6 +25,7 @@ from minnow.recipe.registry import StageKind
 from minnow.recipe.schema import Recipe, StageSpec
 
 _NOT_OUTPUTS = {"config.json", "inputs.json", "done.json"}
+_RUN_FILES = ("recipe.json", "summary.json", "report.html")
 
 
 def _digest(value: Any) -> str:
@@ -159,17 +160,17 @@ def forget(folder: Path) -> None:
 
 def sweep(run_folder: Path, stages: Mapping[str, Any]) -> None:
     """Remove the temporary files and folders that a killed run left behind."""
-    for name in stages:
-        for pattern in (f".{name}.????????.tmp", f".{name}.????????.old"):
-            for leftover in run_folder.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)
-        for pattern in (".*.????????.tmp", ".*.????????.old"):
-            # Listed first: what lies in a leftover goes with it.
-            for leftover in list((run_folder / name).rglob(pattern)):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
+    leftovers: list[Path] = []
+    for ending in ("????????.tmp", "????????.old"):
+        for name in (*stages, *_RUN_FILES):
+            leftovers += run_folder.glob(f".{name}.{ending}")
+        for name in stages:
+            leftovers += (run_folder / name).rglob(f".*.{ending}")
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ setting follows the synthetic task of "Why do reasoning models loop?" (arXiv 251
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from random import Random
@@ -26,7 +27,7 @@ def draw(rng: Random, split: Split, long: bool = False) -> Draft:
         arms, length = rng.choice(LONG_SHAPES) if long else (rng.randint(*TRAINED_ARMS), rng.randint(*TRAINED_LENGTHS))
         centre, *labels = rng.sample(string.ascii_lowercase, 1 + arms * length)
         paths = [[centre, *labels[arm * length : (arm + 1) * length]] for arm in range(arms)]
-        edges = [edge for path in paths for edge in zip(path, path[1:], strict=False)]
+        edges = [edge for path in paths for edge in itertools.pairwise(path)]
         edges.append((paths[1][-1], centre))
         rng.shuffle(edges)
         goal = paths[0][-1]
@@ -47,7 +48,7 @@ def score(answer: dict, text: str) -> Score:
     if len(set(nodes)) < len(nodes):
         return Score.wrong("visits a node twice")
     edges = {frozenset(edge) for edge in answer["edges"]}
-    for edge in zip(nodes, nodes[1:], strict=False):
+    for edge in itertools.pairwise(nodes):
         if frozenset(edge) not in edges:
             return Score.wrong(f"no edge {edge[0]} {edge[1]}")
     return Score.right() if nodes[-1] == answer["goal"] else Score.wrong(f"ends at {nodes[-1]}, not {answer['goal']}")
