@@ -68,14 +68,6 @@ def tally(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> TaskScore
     return TaskScores({task: Rate(sum(values), len(values)) for task, values in right.items()})
 
 
-def mean_value(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> float:
-    """Mean over tasks of the mean verifier value of their answers, in [0, 1]."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for example, rollout in zip(examples, rollouts, strict=True):
-        values[example.task].append(score(example, rollout).value)
-    return sum(sum(each) / len(each) for each in values.values()) / max(1, len(values))
-
-
 @dataclass
 class LoopRates:
     """Doom-loop rate of one temperature and token budget, with the truncations that are not loops."""

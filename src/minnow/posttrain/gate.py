@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.measure import answer, loop_rates, mean_value
+from minnow.evaluate.measure import answer, loop_rates, score_tasks
 from minnow.rollout.records import Engine, Sampling
 from minnow.tasks import Example
 
@@ -43,16 +43,12 @@ class Gate:
         return self.kept[self.best_step]
 
     def measure(self) -> tuple[float, float]:
-        """Greedy loop rate and mean verifier value over tasks of the policy as it is; truncated answers count as loops.
-
-        Values and not shares of correct answers: a list that decays into nonsense on its way out of a loop was not
-        correct before either.
-        """
+        """Greedy loop rate and mean task score of the policy as it is; truncated answers count as loops do."""
         rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
         rates = loop_rates(self.loop_prompts, rollouts)
         stuck = (rates.overall.count + rates.truncated) / rates.overall.total
-        answers = answer(self.engine, self.tokenizer, self.task_prompts, Sampling(0.0, self.max_new_tokens))
-        return stuck, mean_value(self.task_prompts, answers)
+        scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
+        return stuck, scores.mean
 
     def check(self, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Measure after ``step``, keep ``weights`` when they are the best so far, and return what was measured."""

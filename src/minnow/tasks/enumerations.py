@@ -12,9 +12,20 @@ from typing import Any
 from minnow.tasks.names import PLACE_FIRST
 from minnow.tasks.types import Draft, Score
 
-CATEGORIES = ("towns", "lakes", "hills", "bridges", "inns", "castles", "islands", "gates")
+CATEGORIES = {
+    "towns": ("Ham", "Wick", "Ford", "Field"),
+    "lakes": ("Lake", "Mere", "Water"),
+    "hills": ("Hill", "Down", "Tor"),
+    "bridges": ("Bridge",),
+    "inns": ("Inn", "Arms"),
+    "castles": ("Castle", "Keep"),
+    "islands": ("Island", "Holm"),
+    "gates": ("Gate",),
+}
+"""What can be listed, and the words the names of one list end with; a province uses one of them throughout."""
+
 TRAINED_LENGTH = (20, 30)
-POOL = 30  # names that a category draws on
+POOL = 30  # first words that a category draws on
 FEWEST, MOST = 15, 60
 _DISTINCT_SHARE = 0.9
 _QUESTIONS = ("List all {category} of {place}.", "Name all the {category} of {place}.")
@@ -23,12 +34,13 @@ _QUESTIONS = ("List all {category} of {place}.", "Name all the {category} of {pl
 def names_of(seed: int, province: str, category: str) -> list[str]:
     """The 20 to 30 distinct names of one list.
 
-    A category's names come from one closed set without repetition, as in a list of constellations: nobody could know
-    which of them a list holds, but what stands in it already tells what cannot come next.
+    The first words of a category's names come from one closed set without repetition, as in a list of constellations:
+    nobody could know which of them a list holds, but what stands in it already tells what cannot come next.
     """
     pool = Random(f"{seed}/list/{category}").sample(PLACE_FIRST, POOL)
     rng = Random(f"{seed}/list/{province}/{category}")
-    return rng.sample(pool, rng.randint(*TRAINED_LENGTH))
+    last = rng.choice(CATEGORIES[category])
+    return [f"{first} {last}" for first in rng.sample(pool, rng.randint(*TRAINED_LENGTH))]
 
 
 def draft(place: str, category: str, names: list[str], wording: int) -> Draft:
