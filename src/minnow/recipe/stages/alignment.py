@@ -191,10 +191,12 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         return Loss(loss.total * (settings.replay * settings.pairs_per_step / loss.weight), 0.0, {})
 
     def batches(step: int) -> Sequence[SequenceBatch | Batch]:
-        rounds = trainer.notes.setdefault("refreshed", [])
+        # By step, so that a step which was interrupted after its refresh does not count it twice when it runs again.
+        refreshed: dict[int, list[dict[str, Any]]] = trainer.notes.setdefault("refreshed", {})
         if settings.refresh_every and step and step % settings.refresh_every == 0:
-            rounds.append(refresh())
+            refreshed[step] = refresh()
         draw = random.Random(f"{context.seed}/{step}")
+        rounds = list(refreshed.values())
         latest, earlier = (rounds[-1] if rounds else []), [row for made in rounds[:-1] for row in made]
         chosen = draw.sample(latest, min(len(latest), settings.pairs_per_step // 3))
         chosen += draw.sample(earlier, min(len(earlier), settings.pairs_per_step // 3))
