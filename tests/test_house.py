@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "progress"}),
     frozenset({"data", "model", "loops"}),
     frozenset({"train", "rollout", "tasks"}),
-    frozenset({"posttrain", "evaluate", "device", "agent"}),
+    frozenset({"posttrain", "evaluate", "scaling", "device", "agent"}),
     frozenset({"recipe"}),
     frozenset({"cli"}),
 )

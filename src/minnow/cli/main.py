@@ -31,6 +31,8 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
     "loops measure": Command("minnow.cli.loops:measure", "measure how often a model's answers end in a doom loop"),
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts by the published rules"),
+    "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
+    "scaling plan": Command("minnow.cli.scaling:plan", "choose a model's size and training tokens"),
     "export": Command("minnow.cli.device:export", "write a model as GGUF files, and check them"),
     "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
 }
