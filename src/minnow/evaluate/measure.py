@@ -40,16 +40,18 @@ def score(example: Example, rollout: Rollout) -> Score:
 
 @dataclass
 class TaskScores:
-    """Share of correct answers by task, and their unweighted mean."""
+    """Share of correct answers and mean verifier value by task."""
 
     rates: dict[str, Rate]
+    values: dict[str, float]
 
     @property
-    def mean(self) -> float:
-        return sum(rate.rate for rate in self.rates.values()) / max(1, len(self.rates))
+    def mean_value(self) -> float:
+        """Unweighted over tasks; unlike the share of correct answers it sees a page that has got better or worse."""
+        return sum(self.values.values()) / max(1, len(self.values))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        return {task: rate.as_dict() for task, rate in self.rates.items()}
+        return {task: rate.as_dict() | {"value": self.values[task]} for task, rate in self.rates.items()}
 
 
 def score_tasks(
@@ -61,11 +63,14 @@ def score_tasks(
 
 
 def tally(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> TaskScores:
-    """Correct answers by task."""
-    right: dict[str, list[bool]] = defaultdict(list)
+    """Correct answers and values by task."""
+    found: dict[str, list[Score]] = defaultdict(list)
     for example, rollout in zip(examples, rollouts, strict=True):
-        right[example.task].append(score(example, rollout).correct)
-    return TaskScores({task: Rate(sum(values), len(values)) for task, values in right.items()})
+        found[example.task].append(score(example, rollout))
+    return TaskScores(
+        {task: Rate(sum(s.correct for s in scores), len(scores)) for task, scores in found.items()},
+        {task: sum(s.value for s in scores) / len(scores) for task, scores in found.items()},
+    )
 
 
 @dataclass
