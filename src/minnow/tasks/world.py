@@ -19,14 +19,14 @@ _REDRAWS = 200  # tries for a prompt that has not come yet, before a drawn task 
 
 # Shares of the pre-training text by documents; long pages and lists are several times the length of the rest.
 _DOCUMENTS = {
-    "page": 8,
+    "page": 6,
     "long page": 4,
-    "reading": 14,
-    "enumeration": 22,
-    "arithmetic": 14,
-    "walk": 3,
+    "reading": 13,
+    "enumeration": 24,
+    "arithmetic": 17,
+    "walk": 2,
     "search": 12,
-    "extraction": 13,
+    "extraction": 12,
     "calculator": 2,
     "summary": 8,
 }
