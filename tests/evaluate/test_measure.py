@@ -102,11 +102,13 @@ def test_loop_rates_tell_loops_from_truncations(pocket: PocketWorld, words: Toke
 
 
 def test_loop_examples_mark_the_onset_in_the_text(pocket: PocketWorld, words: Tokenizer) -> None:
-    """One per task; the text from the onset on is the loop's second copy."""
+    """Every task comes once before any comes twice; the text from the onset on is the loop's second copy."""
     examples = pocket.loop_prone("train", 8)
     rollouts = answer(Told(words, {e.id: (looping(words), "loop") for e in examples}), words, examples, Sampling())
-    shown = loop_examples(words, examples, rollouts, most=3)
-    assert len(shown) == 3 and len({each["task"] for each in shown}) == 3
+    shown = loop_examples(words, examples, rollouts, most=6)
+    tasks = ["page", "enumeration", "walk", "arithmetic", "page", "enumeration"]
+    assert [each["task"] for each in shown] == tasks
+    assert shown[0]["prompt"] != shown[4]["prompt"]
     for each in shown:
         rest = each["text"][each["onset_character"] :]
         copy = words.decode(rollouts[0].token_ids[-each["period"] :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,13 +135,17 @@ def measure_loops(
 def loop_examples(
     tokenizer: Tokenizer, examples: Sequence[Example], rollouts: Sequence[Rollout], most: int = 4
 ) -> list[dict[str, Any]]:
-    """Looping answers as text with the onset marked, a different task each where there are several."""
-    found: dict[str, dict[str, Any]] = {}
+    """Looping answers as text with the onset marked: every task's first, then every task's second, and so on."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    seen: Counter[str] = Counter()
     for example, rollout in zip(examples, rollouts, strict=True):
-        if rollout.loop is None or example.task in found:
+        if rollout.loop is None:
+            continue
+        seen[example.task] += 1
+        if seen[example.task] > most:
             continue
         before = tokenizer.decode(rollout.token_ids[: rollout.loop.onset], keep_special=True)
-        found[example.task] = {
+        shown = {
             "task": example.task,
             "prompt": example.messages[-1]["content"],
             "text": rollout.text,
@@ -151,4 +155,5 @@ def loop_examples(
             "copies": rollout.loop.copies,
             "temperature": rollout.sampling.temperature,
         }
-    return list(found.values())[:most]
+        found.append((seen[example.task], shown))
+    return [shown for _, shown in sorted(found, key=lambda entry: entry[0])[:most]]
