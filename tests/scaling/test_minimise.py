@@ -31,7 +31,7 @@ def test_value_and_gradient_are_those_of_the_definition(synthetic: Callable[...,
             at = torch.tensor(theta[row], requires_grad=True)
             expected = reference(problem, at, None if given is None else torch.from_numpy(given[row]))
             expected.backward()
-            np.testing.assert_allclose(value[row], float(expected), rtol=1e-12)
+            np.testing.assert_allclose(value[row], expected.item(), rtol=1e-12)
             assert at.grad is not None
             np.testing.assert_allclose(gradient[row], at.grad.numpy(), rtol=1e-9, atol=1e-9 * abs(gradient[row]).max())
 

@@ -24,7 +24,8 @@ class Command:
     summary: str
 
 
-# Every command registers here: its words (one, or two for a group) and its place in minnow/cli/<group>.py.
+# Every command registers here: its words (one, or two for a group) and its place in minnow/cli/<group>.py (long ones
+# have a file of their own, <group>_<word>.py).
 COMMANDS: dict[str, Command] = {
     "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
     "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
@@ -32,7 +33,7 @@ COMMANDS: dict[str, Command] = {
     "loops measure": Command("minnow.cli.loops:measure", "measure how often a model's answers end in a doom loop"),
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts by the published rules"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
-    "scaling plan": Command("minnow.cli.scaling:plan", "choose a model's size and training tokens"),
+    "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "export": Command("minnow.cli.device:export", "write a model as GGUF files, and check them"),
     "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
 }

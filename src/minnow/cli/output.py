@@ -19,6 +19,12 @@ def emit(document: Any, text: str, as_json: bool) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n" if as_json else text.rstrip("\n") + "\n")
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """Write each different warning once to stderr."""
+    for warning in dict.fromkeys(warnings):
+        sys.stderr.write(f"minnow: warning: {warning}\n")
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns: the first to the left, the rest to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

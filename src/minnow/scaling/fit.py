@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from minnow.errors import UserError
 from minnow.scaling import minimise
-from minnow.scaling.laws import Law, Repeats, T2Law, human
+from minnow.scaling.laws import Law, T2Law, human
 from minnow.scaling.points import Points
 
 Array = NDArray[np.float64]
@@ -382,58 +382,3 @@ def _held_out(points: Points, form: str, share: float, floor: float, delta: floa
         "mean_relative_error": float(error.mean()),
         "max_relative_error": float(error.max()),
     }
-
-
-def fit_repeats(
-    points: Points, law: Law, draws: int = 0, seed: int = 0
-) -> tuple[Repeats, dict[str, tuple[float, float]]]:
-    """What repeated tokens are worth, with the law's constants held fixed, as arXiv 2305.16264 fits it.
-
-    R*_D is searched over 0.1 to 1,000 by zooming in on the Huber loss; R*_N likewise where some size exceeds the one
-    that its unique tokens feed, else the published value stays. Intervals are over ``draws`` bootstrap draws.
-
-    Raises:
-        UserError: no column of unique tokens, or no run repeats its tokens.
-    """
-    if points.unique is None:
-        raise UserError("the repeated form needs the number of different tokens of each run; name it with --unique")
-    unique = np.minimum(points.unique, points.tokens)
-    if not (points.tokens > 1.01 * points.unique).any():
-        raise UserError("no run sees its tokens more than once, so nothing tells what repeats are worth; add such runs")
-    fed = np.minimum(points.params, law.params_for(unique))
-    excess = bool((points.params > 1.01 * fed).any())
-    count = len(points)
-    weights = np.ones((1, count))
-    if draws:
-        sampled = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-        weights = np.concatenate([weights, sampled])
-
-    def cost(tokens_decay: Array, params_decay: Array) -> Array:
-        """Weighted Huber losses ``[W]`` for decays ``[W]``, or ``[W, G]`` for ``[W, G]``."""
-        d, n = tokens_decay[..., None], params_decay[..., None]
-        seen = unique * (1 - d * np.expm1(-(points.tokens / unique - 1) / d))
-        size = fed * (1 - n * np.expm1(-(points.params / fed - 1) / n))
-        off = np.abs(np.log(law.E + law.A * size**-law.alpha + law.B * seen**-law.beta) - np.log(points.loss))
-        huber = np.where(off < minimise.HUBER, off**2 / 2, minimise.HUBER * (off - minimise.HUBER / 2))
-        return np.asarray((huber * weights[:, None]).sum(axis=-1))
-
-    decays = np.log(np.tile([Repeats().tokens, Repeats().params], (len(weights), 1)))
-    for _ in range(6):  # one at a time: the two hardly interact
-        for which in (0, 1) if excess else (0,):
-            width = math.log(100.0)
-            decays[:, which] = math.log(10.0)
-            for _ in range(8):
-                line = decays[:, which, None] + np.linspace(-width, width, 17)
-                other = np.repeat(np.exp(decays[:, 1 - which, None]), 17, axis=1)
-                pair = (np.exp(line), other) if which == 0 else (other, np.exp(line))
-                decays[:, which] = np.take_along_axis(line, cost(*pair).argmin(axis=1)[:, None], axis=1)[:, 0]
-                width /= 5
-        if not excess:
-            break
-    best = np.exp(decays)
-    intervals = {
-        name: (float(np.percentile(best[1:, which], 2.5)), float(np.percentile(best[1:, which], 97.5)))
-        for which, name in enumerate(("tokens", "params"))
-        if draws and (which == 0 or excess)
-    }
-    return Repeats(float(best[0, 0]), float(best[0, 1])), intervals

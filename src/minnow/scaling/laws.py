@@ -185,7 +185,7 @@ class T2Law:
         return params, flops / (TRAIN_FLOPS * params), question_flops / (INFERENCE_FLOPS * params)
 
 
-def worth_of_repeats(total: Array, unique: Array, decay: float) -> Array:
+def worth_of_repeats(total: Array, unique: Array, decay: float | Array) -> Array:
     """``u (1 + R* (1 - exp(-R / R*)))`` with ``R = total / u - 1`` repetitions."""
     return np.asarray(unique * (1 + decay * -np.expm1(-(total / unique - 1) / decay)))
 
