@@ -120,7 +120,7 @@ def test_a_device_limit_holds_the_other_rules_too() -> None:
     budget = Budget(flops=1e23, inference_tokens=1e12, max_params=15e9, question_flops=1e12)
     choices = plan(budget, [EPOCH], [T2_ILLUSTRATION])
     assert only(choices, "inference-aware").params == 15e9
-    assert "the device allows 15B parameters" in only(choices, "chinchilla").warnings
+    assert "larger than the device allows" in only(choices, "chinchilla").warnings
     tiny = inference_aware(replace(budget, max_params=1e8), EPOCH, chinchilla(budget, EPOCH))
     assert any("reaches this loss" in warning for warning in tiny.warnings)
     held = only(plan(replace(budget, max_params=1e7), [EPOCH], [T2_ILLUSTRATION]), "t2", T2_ILLUSTRATION.name)
@@ -134,6 +134,10 @@ def test_the_t2_illustration_has_the_papers_example_as_its_optimum() -> None:
         plan(Budget(flops=2.56e19, question_flops=2e9), [EPOCH], [T2_ILLUSTRATION]), "t2", T2_ILLUSTRATION.name
     )
     assert any("the paper's constants are not published" in warning for warning in choice.warnings)
+    assert choice.loss is None and choice.minus_log_pass is None
+    own = replace(T2_ILLUSTRATION, name="own")
+    fitted = only(plan(Budget(flops=2.56e19, question_flops=2e9), [EPOCH], [own]), "t2", "own")
+    assert fitted.minus_log_pass == pytest.approx(float(own.loss(params, tokens, samples)))
     assert choice.ratio > 100 * chinchilla(Budget(flops=2.56e19), EPOCH).ratio / 20
 
 

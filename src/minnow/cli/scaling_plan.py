@@ -136,11 +136,15 @@ def plan(
         "laws": [one.as_dict() | {"source": one.source} for one in laws],
         "choices": entries,
     }
+    text = _plan_text(budget, choices, entries)
+    if gpu_price:
+        text += f"\n$: {gpu} hours at {gpu_price:g} and {mfu:.0%} of the peak; set --gpu, --gpu-price and --mfu"
     if plot is not None:
         with whole_file(plot) as temporary:
-            temporary.write_text(plan_chart(choices, laws, budget.flops), encoding="utf-8")
+            temporary.write_text(plan_chart(choices, laws, budget), encoding="utf-8")
         document["plot"] = str(plot)
-    emit(document, _plan_text(budget, choices, entries), as_json)
+        text += f"\nwrote {plot}"
+    emit(document, text, as_json)
     if accuracy is not None:
         warnings += [note for choice in choices if choice.loss and (note := accuracy.outside(choice.loss))]
     warn([warning for warning in warnings if "outside its runs" in warning])
@@ -226,7 +230,7 @@ def _ranges(document: dict[str, Any]) -> tuple[tuple[float, float], tuple[float,
 
 def _entry(choice: Choice, accuracy: AccuracyLaw | None) -> dict[str, Any]:
     entry = choice.as_dict()
-    if accuracy is not None and choice.loss is not None and choice.rule != "t2":
+    if accuracy is not None and choice.loss is not None:
         entry["accuracy"] = float(accuracy.accuracy(choice.loss))
     return entry
 
@@ -236,13 +240,19 @@ def _plan_text(budget: Budget, choices: Sequence[Choice], entries: Sequence[dict
     extras: list[tuple[str, Any]] = [
         ("epochs", lambda c: f"{c['epochs']:.3g}"),
         ("samples", lambda c: f"{c['samples']:.3g}"),
+        ("minus_log_pass", lambda c: f"{c['minus_log_pass']:.4f}"),
         ("pass_rate", lambda c: f"{c['pass_rate']:.1%}"),
         ("accuracy", lambda c: f"{c['accuracy']:.1%}"),
         ("dollars", lambda c: f"{c['dollars']:,.0f}"),
         ("break_even", lambda c: f"{c['break_even']:,.0f}"),
     ]
     used = [(name, write) for name, write in extras if any(entry.get(name) is not None for entry in entries)]
-    names = {"break_even": "$ per 0.01 nats at the end", "dollars": "$", "pass_rate": "pass rate"}
+    names = {
+        "minus_log_pass": "-log pass@k",
+        "pass_rate": "pass@k",
+        "dollars": "$",
+        "break_even": "$ per 0.01 nats at the end",
+    }
     rows = [head + [names.get(name, name) for name, _ in used]]
     for entry in entries:
         rows.append(

@@ -8,26 +8,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minnow.scaling.fit import Fit
 from minnow.scaling.laws import TRAIN_FLOPS, Law, human
-from minnow.scaling.plan import Choice
+from minnow.scaling.plan import Budget, Choice
+
+Array = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
 # Eight colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a7a7a")
 _BINS = 6  # iso-FLOP curves
+_DECADES = 0.8  # that an x axis spans at least, so that it has ticks
 
 
 @dataclass(frozen=True)
 class Marks:
-    """One series: points ``(x, y, tip)``, joined by a line or drawn as dots."""
+    """One series: points ``(x, y, tip)``, joined by a line or drawn as dots.
+
+    Attributes:
+        labels: written beside the dots.
+    """
 
     name: str
     points: Sequence[tuple[float, float, str]]
     colour: int
     line: bool = False
+    dashed: bool = False
+    labels: Sequence[str] = ()
 
 
 def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_format: Callable[[float], str]) -> str:
@@ -38,7 +48,8 @@ def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_for
     xs = [math.log10(x) for one in series for x, _, _ in one.points]
     ys = [y for one in series for _, y, _ in one.points]
     x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
-    x_pad, y_pad = 0.03 * (x_high - x_low) or 0.3, 0.05 * (y_high - y_low) or 0.1
+    x_pad = max(0.03 * (x_high - x_low), (_DECADES - (x_high - x_low)) / 2)
+    y_pad = 0.08 * (y_high - y_low) or 0.1
     x_low, x_high, y_low, y_high = x_low - x_pad, x_high + x_pad, y_low - y_pad, y_high + y_pad
 
     def at(x: float, y: float) -> tuple[str, str]:
@@ -75,18 +86,23 @@ def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_for
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     ink.append(f'<text x="{middle}" y="{_HEIGHT - 22}" text-anchor="middle">{html.escape(x_title)}</text>')
     ink.append(f'<text x="{_LEFT}" y="{_TOP - 8}" fill="#444">{html.escape(y_title)}</text>')
+    placed: list[tuple[float, float, str, str]] = []
     for one in series:
         colour = _COLOURS[one.colour % len(_COLOURS)]
         if one.line:
+            dash = ' stroke-dasharray="5 4"' if one.dashed else ""
             path = " ".join(",".join(at(x, y)) for x, y, _ in one.points)
-            ink.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+            ink.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>')
             continue
-        for x_value, y_value, tip in one.points:
+        for (x_value, y_value, tip), label in zip(one.points, one.labels or [""] * len(one.points), strict=True):
             x, y = at(x_value, y_value)
             ink.append(
                 f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.75">'
                 f"<title>{html.escape(tip)}</title></circle>"
             )
+            if label:
+                placed.append((float(x), float(y), label, colour))
+    ink += _labels(placed, [tuple(map(float, at(x, y))) for one in series if not one.line for x, y, _ in one.points])
     named = {one.name: one.colour for one in series if one.name}
     place = float(_LEFT)
     for name, index in named.items():
@@ -95,6 +111,32 @@ def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_for
         ink.append(f'<text x="{place + 13:.0f}" y="{_HEIGHT - 4}">{html.escape(name)}</text>')
         place += 28 + 6.6 * len(name)
     return "\n".join([*ink, "</svg>"]) + "\n"
+
+
+def _labels(wanted: Sequence[tuple[float, float, str, str]], dots: Sequence[tuple[float, ...]]) -> list[str]:
+    """Labels ``(x, y, text, colour)`` of dots, each at the first place around its dot where it covers nothing."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    ink = []
+    for x, y, label, colour in wanted:
+        width = 5.8 * len(label)
+        boxes = [
+            (left, y + down - 10, left + width, y + down + 3)
+            for down in (-9, 17, -23, 31, -37, 45)
+            for left in (x - width / 2, x + 8, x - 8 - width)
+        ]
+        inside = [box for box in boxes if box[0] > _LEFT and box[2] < _WIDTH - 4]
+        free = [
+            box
+            for box in inside
+            if all(box[0] > t[2] or box[2] < t[0] or box[1] > t[3] or box[3] < t[1] for t in taken)
+        ]
+        left, _, right, bottom = (free or inside or boxes)[0]
+        taken.append((left, bottom - 13, right, bottom))
+        ink.append(
+            f'<text x="{left:.1f}" y="{bottom - 3:.1f}" fill="{colour}" stroke="#fff" '
+            f'stroke-width="3" paint-order="stroke">{html.escape(label)}</text>'
+        )
+    return ink
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
@@ -120,7 +162,7 @@ def residual_chart(fit: Fit) -> str:
         f"Residuals of the {fit.form} fit, {len(points)} runs",
         "training FLOPs",
         "measured over predicted loss, %",
-        lambda value: f"{value:+.3g}",
+        lambda value: f"{value:+.3g}" if value else "0",
     )
 
 
@@ -159,32 +201,58 @@ def isoflop_chart(fit: Fit) -> str:
             )
         )
     return chart(
-        series, f"Loss at equal compute, {fit.form} fit", "parameters", "loss, nats/token", lambda y: f"{y:.3g}"
+        series,
+        f"Loss at equal compute, {fit.form} fit",
+        "parameters",
+        "loss, nats/token; runs in bands of compute, the law at each band's middle",
+        lambda y: f"{y:.3g}",
     )
 
 
-def plan_chart(choices: Sequence[Choice], laws: Sequence[Law], flops: float | None) -> str:
-    """The plan's choices by tokens per parameter; with a training budget, each law's curve at that budget."""
+def plan_chart(choices: Sequence[Choice], laws: Sequence[Law], budget: Budget) -> str:
+    """The plan's choices by tokens per parameter, on each law's curves.
+
+    Solid: other sizes for the same training compute. Dashed: the device's largest model on fewer and more tokens.
+    """
     series: list[Marks] = []
-    shown = [choice for choice in choices if choice.loss is not None and choice.rule != "t2"]
+    unique = budget.unique_tokens
+    shown = [choice for choice in choices if choice.loss is not None]
+    ratios = [choice.ratio for choice in shown]
+    line = np.geomspace(min(ratios) / 4, max(ratios) * 4, 120)
+    losses = [choice.loss for choice in shown if choice.loss is not None]
+    top = max(losses) + max(0.1, 0.5 * (max(losses) - min(losses)))  # curves of few tokens would flatten the rest
+
+    def curve(law: Law, colour: int, params: Array, dashed: bool) -> Marks:
+        losses = law.loss(params, params * line, unique)
+        kept = zip(line[losses <= top], losses[losses <= top], strict=True)
+        return Marks("", [(float(x), float(y), "") for x, y in kept], colour, True, dashed)
+
     for index, law in enumerate(laws):
         own = [choice for choice in shown if choice.law == law.name]
-        if flops is not None and own:
-            sizes = [choice.params for choice in own] + [law.optimum(flops)[0]]
-            line = np.geomspace(min(sizes) / 3, max(sizes) * 3, 120)
-            tokens = flops / (TRAIN_FLOPS * line)
-            curve = zip(tokens / line, law.loss(line, tokens), strict=True)
-            series.append(Marks("", [(float(x), float(y), "") for x, y in curve], index, line=True))
-        tips = [
-            (
-                choice.ratio,
-                float(choice.loss or 0),
-                f"{choice.rule}, {law.name}: {human(choice.params)} on {human(choice.tokens)}",
+        if budget.flops is not None:
+            series.append(curve(law, index, np.sqrt(budget.flops / (TRAIN_FLOPS * line)), False))
+        if budget.max_params is not None:
+            series.append(curve(law, index, np.full_like(line, budget.max_params), True))
+        together: dict[tuple[float, float], list[Choice]] = {}
+        for choice in own:
+            together.setdefault((float(f"{choice.params:.3g}"), float(f"{choice.tokens:.3g}")), []).append(choice)
+        dots, labels = [], []
+        for same in together.values():
+            one = same[0]
+            rules = ", ".join(choice.rule for choice in same)
+            dots.append(
+                (one.ratio, float(one.loss or 0), f"{rules}, {law.name}: {human(one.params)} on {human(one.tokens)}")
             )
-            for choice in own
-        ]
-        if tips:
-            series.append(Marks(law.name, tips, index))
+            labels.append(f"{rules}: {human(one.params)}")
+        series.append(Marks(law.name, dots, index, labels=labels))
+    drawn = [
+        *([f"solid at {budget.flops:.3g} training FLOPs"] if budget.flops is not None else []),
+        *([f"dashed at {human(budget.max_params)} parameters"] if budget.max_params is not None else []),
+    ]
     return chart(
-        series, "Loss by tokens per parameter", "tokens per parameter", "loss, nats/token", lambda y: f"{y:.3g}"
+        series,
+        "Loss by tokens per parameter",
+        "tokens per parameter",
+        "; ".join(["loss, nats/token", *drawn]),
+        lambda y: f"{y:.3g}",
     )

@@ -21,6 +21,7 @@ HUBER = 1e-3  # of log loss: where squares turn into absolute values (Hoffmann e
 _MEMORY = 10
 _BATCH = 16_384  # numbers in one [starts, points] array: small enough to stay in a core's cache
 _ARMIJO, _CURVATURE = 1e-4, 1e-10
+_TINY = 1e-200  # below it a step is passed over: its inverse would overflow
 _HALVINGS = 12
 
 
@@ -157,14 +158,14 @@ def _two_loops(gradient: Array, steps: list[Array], changes: list[Array]) -> Arr
     shares: list[tuple[Array, Array]] = []
     for step, change in zip(reversed(steps), reversed(changes), strict=True):
         curved = np.einsum("sp,sp->s", step, change)
-        rho = np.divide(1.0, curved, out=np.zeros_like(curved), where=curved > 0)
+        rho = np.divide(1.0, curved, out=np.zeros_like(curved), where=curved > _TINY)
         share = rho * np.einsum("sp,sp->s", step, q)
         q -= share[:, None] * change
         shares.append((rho, share))
     scale = np.ones(len(q))
     for step, change in zip(steps, changes, strict=True):  # the newest pair that is not zeros wins
         curved, size = np.einsum("sp,sp->s", step, change), np.einsum("sp,sp->s", change, change)
-        np.divide(curved, size, out=scale, where=size > 0)
+        np.divide(curved, size, out=scale, where=size > _TINY)
     q *= scale[:, None]
     for (rho, share), step, change in zip(reversed(shares), steps, changes, strict=True):
         q += (share - rho * np.einsum("sp,sp->s", change, q))[:, None] * step

@@ -77,8 +77,9 @@ class Choice:
 
     Attributes:
         rule: ``chinchilla``, ``inference-aware``, ``t2`` or ``edge-optimal``.
-        loss: nats per token by ``law``; for T² the mean ``-log pass@k``, None for approach 2.
-        pass_rate: share of questions solved, approach 2 only.
+        loss: nats per token by ``law``; None for T², whose laws say something else.
+        minus_log_pass: mean over questions of ``-log pass@k``, for a fitted T² law of approach 1.
+        pass_rate: share of questions solved, for a T² law of approach 2.
         lifetime_flops: training and inference.
         nats_per_dollar: what the next dollar of tokens would lower the loss by, where there is a price.
         break_even: dollars per 0.01 nats at which stopping here is right, likewise.
@@ -93,6 +94,7 @@ class Choice:
     training_flops: float
     lifetime_flops: float
     samples: float | None = None
+    minus_log_pass: float | None = None
     pass_rate: float | None = None
     dollars: float | None = None
     nats_per_dollar: float | None = None
@@ -147,8 +149,7 @@ def chinchilla(budget: Budget, law: Law) -> Choice:
     if budget.unique_tokens is not None and tokens > budget.unique_tokens:
         params, tokens = _repeated_optimum(budget, law, params)
     if budget.max_params is not None and params > budget.max_params:
-        over = f"the device allows {human(budget.max_params)} parameters"
-        return _choice("chinchilla", law, params, tokens, budget, (over,))
+        return _choice("chinchilla", law, params, tokens, budget, ("larger than the device allows",))
     return _choice("chinchilla", law, params, tokens, budget)
 
 
@@ -253,21 +254,23 @@ def train_to_test(budget: Budget, law: T2Law | BetaLaw, compute: Law) -> Choice:
         params = budget.max_params
         tokens, samples = budget.flops / (TRAIN_FLOPS * params), question / (INFERENCE_FLOPS * params)
         warnings.append("held to the device's limit")
-    beta = isinstance(law, BetaLaw)
-    known = law.law if isinstance(law, BetaLaw) else law
-    if isinstance(law, T2Law) and law is T2_ILLUSTRATION:
+    if law is T2_ILLUSTRATION:
         warnings.append("illustration: the paper's constants are not published; fit your own with --form t2")
+    known = law.law if isinstance(law, BetaLaw) else law
     span = Law("T²", 0, 1, 1, 1, 1, params_range=known.params_range, tokens_range=known.tokens_range)
     outside = span.outside(params, tokens)
     trained = TRAIN_FLOPS * params * tokens
-    return Choice(
-        "t2", law.name, params, tokens,
-        None if isinstance(law, BetaLaw) else float(law.loss(params, tokens, samples)),
+    choice = Choice(
+        "t2", law.name, params, tokens, None,
         trained, trained + INFERENCE_FLOPS * params * budget.inference_tokens, samples,
-        float(law.accuracy(params, tokens, samples)) if isinstance(law, BetaLaw) and beta else None,
-        trained * budget.dollars_per_flop or None,
+        dollars=trained * budget.dollars_per_flop or None,
         warnings=(*warnings, *([outside] if outside else [])),
     )  # fmt: skip
+    if isinstance(law, BetaLaw):
+        return replace(choice, pass_rate=float(law.accuracy(params, tokens, samples)))
+    if law is T2_ILLUSTRATION:
+        return choice  # its optimum is anchored, its level is not
+    return replace(choice, minus_log_pass=float(law.loss(params, tokens, samples)))
 
 
 def question_flops(budget: Budget, law: Law) -> float:
