@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts by the published rules"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
+    "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),
     "export": Command("minnow.cli.device:export", "write a model as GGUF files, and check them"),
     "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
 }

@@ -21,6 +21,9 @@ from minnow.scaling.laws import TRAIN_FLOPS, human
 
 Array = NDArray[np.float64]
 
+POINTS = "points.csv"
+"""What `minnow scaling sweep` leaves in its run folder."""
+
 DATA_SET_COLUMNS = ("dataset", "data_set", "data", "corpus", "eval", "eval_set", "validation", "domain", "split")
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _NUMBER = re.compile(r"^\s*([-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s*([kmbgtpe]?)\s*$", re.IGNORECASE)
@@ -139,7 +142,8 @@ def read_points(paths: Sequence[Path], columns: Columns, where: Sequence[str] = 
 
 def _rows(path: Path, columns: Columns) -> list[tuple[str, Mapping[str, Any]]]:
     if path.is_dir():
-        return _run_folder(path, columns)
+        sweep = path / POINTS
+        return _rows(sweep, columns) if sweep.exists() else _run_folder(path, columns)
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
     kind = path.suffix.lower()

@@ -18,7 +18,7 @@ from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.progress import say, track
-from minnow.recipe.context import StageContext
+from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples, training_text
 from minnow.tasks import Example
@@ -73,6 +73,25 @@ def _check_batch(row_length: int, rows: int) -> None:
         )
 
 
+def set_threads(context: StageContext[Any]) -> None:
+    """Give torch the recipe's threads, or the fastest number of them, and say so."""
+    threads = choose_threads(context.recipe.threads)
+    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
+
+
+def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0) -> None:
+    """Run a trainer under a progress bar; ``metrics`` are those that it records."""
+    # Without a saved state even what was measured before the first step comes again.
+    metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
+    with track(trainer.settings.steps, label, "step", done=trainer.done_steps) as bar:
+
+        def progress(steps: int, note: str) -> None:
+            bar.advance(steps)
+            bar.note(note)
+
+        trainer.run(check, check_every, progress)
+
+
 def train_stage(
     context: StageContext[Any],
     trainer: Trainer,
@@ -81,17 +100,8 @@ def train_stage(
     check_every: int = 0,
 ) -> dict[str, Any]:
     """Run a trainer under the stage's progress bar and save its checkpoint."""
-    # Without a saved state even what was measured before the first step comes again.
-    context.metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
-    threads = choose_threads(context.recipe.threads)
-    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
-    with track(trainer.settings.steps, context.name, "step", done=trainer.done_steps) as bar:
-
-        def progress(steps: int, note: str) -> None:
-            bar.advance(steps)
-            bar.note(note)
-
-        trainer.run(check, check_every, progress)
+    set_threads(context)
+    train(trainer, context.name, context.metrics, check, check_every)
     save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, trainer.optimizer.weights())
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
@@ -104,21 +114,28 @@ def train_stage(
     }
 
 
-@stage("pretrain", TextTrainingSettings)
-def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
-    """Next-token training from random weights."""
-    settings = context.settings
-    words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
+def text_rows(
+    context: StageContext[Any], settings: TextTrainingSettings, words: Tokenizer, seed: int
+) -> tuple[Packed, Packed]:
+    """The recipe's text as packed rows to train on, kept in the stage's state, and held-out rows drawn by ``seed``."""
     corpus = context.state / "corpus"
     texts, held_out = training_text(context.recipe, settings.documents)
     if not corpus.exists():
         rows = pack(((ids, None) for ids in tokenize_documents(texts, words)), settings.row_length, words.pad_id)
         rows.save(corpus, words.digest)
-    packed = Packed.load(corpus, words.digest)
-    loader = Loader(packed, settings.rows, context.seed)
     measured = held_out_rows(
-        tokenize_documents(held_out, words), words, settings.row_length, settings.held_out_rows, context.seed
+        tokenize_documents(held_out, words), words, settings.row_length, settings.held_out_rows, seed
     )
+    return Packed.load(corpus, words.digest), measured
+
+
+@stage("pretrain", TextTrainingSettings)
+def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
+    """Next-token training from random weights."""
+    settings = context.settings
+    words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
+    packed, measured = text_rows(context, settings, words, context.seed)
+    loader = Loader(packed, settings.rows, context.seed)
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
     trainer = Trainer(
@@ -136,7 +153,7 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
         context.record(step=trainer.done_steps, tokens=trainer.tokens, seconds=trainer.seconds, **numbers)
         return True
 
-    result = train_stage(context, trainer, words, check if held_out else None, settings.measure_every)
+    result = train_stage(context, trainer, words, check if len(measured.tokens) else None, settings.measure_every)
     unique = int(np.count_nonzero(packed.documents))
     return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
 

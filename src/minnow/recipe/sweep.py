@@ -1,0 +1,96 @@
+"""A scaling sweep: a recipe's model at several widths, each trained on several numbers of tokens, as one run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from minnow.errors import UserError
+from minnow.files import read_json, whole_file
+from minnow.model.accounting import flops_per_token, parameter_parts
+from minnow.recipe.schema import Recipe, StageSpec
+from minnow.recipe.speed import BUDGET_SECONDS, measure_step
+from minnow.recipe.stages.ladder import LadderSettings, branches, peak_rate, scaled
+from minnow.scaling.points import POINTS
+
+
+def sweep_recipe(
+    recipe: Recipe, widths: Sequence[int], ratios: Sequence[float], decay: float, rate_exponent: float
+) -> Recipe:
+    """The recipe's tokenizer and a ``ladder`` stage for each width, smallest first; all else comes from its pretrain
+    stage.
+
+    Raises:
+        UserError: the recipe pre-trains nothing, or widths, ratios or decay make no runs.
+    """
+    found = next((spec for spec in recipe.stages.values() if spec.kind == "pretrain"), None)
+    if found is None:
+        raise UserError("the recipe has no pretrain stage to take text, batches and rate from; add one")
+    if not widths:
+        raise UserError("a sweep needs widths; give some, such as --widths 32 64 128")
+    text = replace(found.settings, training=replace(found.settings.training, decay=decay, schedule="wsd"))
+    stages = {text.tokenizer: recipe.stages[text.tokenizer]}
+    for width in sorted(set(widths)):
+        settings = LadderSettings(width, tuple(sorted(set(ratios))), rate_exponent, text)
+        name = f"width-{width}"
+        stages[name] = StageSpec(name, "ladder", settings, (text.tokenizer,))
+    return replace(recipe, stages=stages)
+
+
+def estimate(recipe: Recipe) -> list[dict[str, Any]]:
+    """What each size of a sweep takes on this machine, measured in about two seconds.
+
+    Returns:
+        Per size ``width``, ``params``, ``learning_rate``, ``runs`` (``ratio``, ``tokens``, ``steps``), ``steps`` in
+        all, branches included, ``flops`` and ``seconds``.
+
+    Raises:
+        UserError: a run would be too short.
+    """
+    rungs = _rungs(recipe)
+    rows = []
+    for settings in rungs:
+        text, model = settings.text, scaled(recipe.model, settings.width)
+        config = model.config(model.vocab_size)
+        size, per_step = sum(parameter_parts(config).values()), text.rows * text.row_length
+        runs = branches(settings.ratios, size, per_step, text.training.decay)
+        steps = runs[-1].start + sum(run.steps - run.start for run in runs)
+        time = measure_step(
+            config, text.rows, text.row_length, text.training.optimizer.muon, BUDGET_SECONDS / len(rungs)
+        )
+        rows.append(
+            {
+                "width": settings.width,
+                "params": size,
+                "learning_rate": peak_rate(recipe.model, settings),
+                "runs": [{"ratio": run.ratio, "tokens": run.steps * per_step, "steps": run.steps} for run in runs],
+                "steps": steps,
+                "flops": steps * per_step * flops_per_token(config, text.row_length // 2),
+                "seconds": steps * time.seconds,
+            }
+        )
+    return rows
+
+
+def collect(recipe: Recipe) -> list[dict[str, Any]]:
+    """The points of a finished sweep, also written as ``points.csv`` in its run folder, for `minnow scaling fit`."""
+    data = recipe.data.path.name if recipe.data.path is not None else recipe.data.kind
+    points: list[dict[str, Any]] = [
+        {"dataset": data, **point}
+        for settings in _rungs(recipe)
+        for point in read_json(recipe.run_folder / f"width-{settings.width}" / "result.json")["points"]
+    ]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(points[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(points)
+    with whole_file(recipe.run_folder / POINTS) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8")
+    return points
+
+
+def _rungs(recipe: Recipe) -> list[LadderSettings]:
+    return [spec.settings for spec in recipe.stages.values() if spec.kind == "ladder"]
