@@ -150,7 +150,7 @@ def open_model(
         raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
     import torch
 
-    from minnow.model.accounting import state_bytes
+    from minnow.model.footprint import state_bytes
     from minnow.recipe.stages.sources import engine_of
 
     folder = resolve_model(path)

@@ -13,6 +13,7 @@ import yaml
 
 from minnow.errors import UserError
 from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
 
@@ -70,7 +71,7 @@ class ModelSettings:
             UserError: widths and heads that do not go together.
         """
         names = {"conv": CONV, "attn": ATTENTION}
-        return ModelConfig(
+        return lfm2_config(
             vocab_size=-(-vocab_size // 32) * 32,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
@@ -138,7 +137,7 @@ class TorchEngine:
 
     def _choose(self, hidden: Tensor, flight: list[_Row]) -> tuple[Tensor, Tensor]:
         """Next token and its log-probability for every row."""
-        logits = F.linear(hidden, self.model.head).float()
+        logits = self.model.logits(hidden).float()
         total = logits.logsumexp(-1)  # rows of the embedding that stand for no token count, as they do in training
         logits[:, self.tokenizer.vocab_size :] = float("-inf")
         chosen = logits.argmax(-1)

@@ -40,7 +40,8 @@ Objective = Callable[[Backbone, Any], Loss]
 def next_token(model: Backbone, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
     hidden = model(batch.tokens, batch.documents)
-    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten())
+    softcap = model.config.logit_softcap
+    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
 
 
@@ -113,7 +114,8 @@ def pack_sequences(
 def completion_log_probs(model: Backbone, batch: SequenceBatch) -> Tensor:
     """Log-probability of every target, ``[rows, T]`` float32, zero where nothing is trained."""
     hidden = model(batch.tokens, batch.documents)
-    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten())
+    softcap = model.config.logit_softcap
+    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return flat.view(batch.targets.shape)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minnow.model.kernels import build, fused, fused_training, reference
+from minnow.model.kernels import build, fused, fused_training, recurrences, reference
 from minnow.model.kernels.reference import IGNORED
 
 _MOST_TAPS = 8
@@ -47,6 +47,22 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return (fused if _fusable(gate_up) else reference).swiglu(gate_up)
 
 
+def rms_norm_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm(x) * silu(gate)``, both ``[..., D]``."""
+    return reference.rms_norm_gated(x, gate, weight, eps)
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    """``gelu(gate) * up`` with the tanh form of gelu; shapes as :func:`swiglu`."""
+    return (fused if _fusable(gate_up) else reference).geglu(gate_up)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
+    """``silu`` of a causal depthwise convolution of ``x [B, T, D]``; the rest as :func:`short_conv`."""
+    fits = _fusable(x) and weight.shape[1] <= _MOST_TAPS
+    return (fused if fits else reference).causal_conv_silu(x, weight, documents)
+
+
 def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
     """LFM2's gated short convolution ``C * conv(B * x)`` without its projections.
 
@@ -71,7 +87,8 @@ def qk_norm_rope(
         q: ``[B, T, H, h]``; may be a slice of a wider projection.
         k: ``[B, T, G, h]``, likewise.
         q_weight, k_weight: ``[h]``.
-        cos, sin: ``[T, h]``, or ``[B, T, h]`` where rows are at different positions.
+        cos, sin: ``[T, h]``, or ``[B, T, h]`` where rows are at different positions, the second half like the
+            first; a table narrower than a head turns its first dimensions.
 
     Returns:
         q and k in the same layout, contiguous.
@@ -80,23 +97,99 @@ def qk_norm_rope(
     return (fused if fits else reference).qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-    """Causal grouped-query attention inside documents, scores scaled by ``1/sqrt(h)``.
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`qk_norm_rope` without the norm."""
+    return (fused if _fusable(q, k) else reference).rope(q, k, cos, sin)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal grouped-query attention inside documents.
 
     Args:
         q: ``[B, T, H, h]``.
         k, v: ``[B, T, G, h]``; query heads ``i * H / G`` to ``(i + 1) * H / G`` share key head ``i``.
         documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+        window: positions that a query sees at most, itself included.
+        scale: of the scores, ``1/sqrt(h)`` unless given.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
 
     Returns:
         ``[B, T, H, h]``.
     """
-    fits = _fusable(q, k, v) and q.shape[-1] % 16 == 0
-    return (fused if fits else reference).attention(q, k, v, documents)
+    if softcap is None and _fusable(q, k, v) and q.shape[-1] % 16 == 0:
+        return fused.attention(q, k, v, documents, window, scale)
+    return reference.attention(q, k, v, documents, window, scale, softcap)
 
 
-def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of ``hidden @ head.T``, summed over trained positions, without holding all logits.
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """Queries ``[B, G, N, h]`` that share the key heads of ``k, v [B, G, S, h]``, where ``mask [B, 1, 1, S]``."""
+    return reference.attend(q, k, v, mask, scale, softcap)
+
+
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gated delta rule (arXiv 2412.06464) over rows of documents; queries and keys are brought to unit length.
+
+    Args:
+        q, k: ``[B, T, G, K]``; value heads ``i * H / G`` to ``(i + 1) * H / G`` share key head ``i``.
+        v: ``[B, T, H, V]``.
+        log_decay: ``[B, T, H]``, at most 0.
+        strength: ``[B, T, H]``, 0 where a position writes nothing.
+        documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+
+    Returns:
+        ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
+    """
+    fits = _fusable(q, k, v) and q.shape[-1] % 16 == v.shape[-1] % 16 == 0
+    return (fused if fits else recurrences).gated_delta(q, k, v, log_decay, strength, documents)
+
+
+def gated_delta_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of :func:`gated_delta`, without its dimension ``T``: output ``[B, H, V]`` and the new memory."""
+    return recurrences.gated_delta_step(q, k, v, log_decay, strength, memory)
+
+
+def gated_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gated linear attention (arXiv 2312.06635) over rows of documents.
+
+    Args:
+        q, k, log_decay: ``[B, T, H, K]``; decays are at most 0.
+        v: ``[B, T, H, V]``.
+        documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+
+    Returns:
+        ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
+    """
+    return recurrences.gated_linear(q, k, v, log_decay, documents)
+
+
+def gated_linear_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One position of :func:`gated_linear`, without its dimension ``T``: output ``[B, H, V]`` and the new memory."""
+    return recurrences.gated_linear_step(q, k, v, log_decay, memory)
+
+
+def logits(hidden: Tensor, head: Tensor, softcap: float | None = None) -> Tensor:
+    """``hidden @ head.T`` in float32 (float64 for float64 input), capped to ``softcap * tanh(logits / softcap)``."""
+    return reference.logits(hidden, head, softcap)
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """Cross-entropy of :func:`logits`, summed over trained positions, without holding all logits.
 
     Args:
         hidden: ``[N, D]``.
@@ -109,12 +202,16 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
     Raises:
         IndexError: a target outside the vocabulary.
     """
-    return (fused_training if _fusable(hidden, head) else reference).linear_cross_entropy(hidden, head, targets)
+    if softcap is None and _fusable(hidden, head):
+        return fused_training.linear_cross_entropy(hidden, head, targets)
+    return reference.linear_cross_entropy(hidden, head, targets, softcap)
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Log-probability of each target ``[N]``, 0 where ignored; arguments as :func:`linear_cross_entropy`."""
-    return (fused_training if _fusable(hidden, head) else reference).token_log_probs(hidden, head, targets)
+    if softcap is None and _fusable(hidden, head):
+        return fused_training.token_log_probs(hidden, head, targets)
+    return reference.token_log_probs(hidden, head, targets, softcap)
 
 
 def grad_norm(grads: Sequence[Tensor]) -> float:
@@ -168,12 +265,22 @@ __all__ = [
     "IGNORED",
     "adamw_step",
     "add_rms_norm",
+    "attend",
     "attention",
+    "causal_conv_silu",
     "describe",
+    "gated_delta",
+    "gated_delta_step",
+    "gated_linear",
+    "gated_linear_step",
+    "geglu",
     "grad_norm",
     "linear_cross_entropy",
+    "logits",
     "qk_norm_rope",
     "rms_norm",
+    "rms_norm_gated",
+    "rope",
     "short_conv",
     "swiglu",
     "token_log_probs",
