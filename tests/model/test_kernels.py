@@ -40,7 +40,7 @@ def draw_documents(batch: int, length: int, seed: int) -> Tensor:
 
 
 def close(actual: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> None:
-    scale = float(wanted.abs().max()) + 1e-4  # a gradient that is zero by theory is rounding here
+    scale = float(wanted.abs().max()) + 1e-3  # a gradient that is zero by theory is rounding here
     error = float((actual.double() - wanted).abs().max()) / scale
     assert error <= tolerance, f"{what}: off by {error:.2e} of the largest value, {tolerance:.2e} allowed"
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from minnow.model import config, kernels
 from minnow.model.feed_forward import build_feed_forward
-from minnow.model.mixers import build_mixer
+from minnow.model.mixers import GatedDelta, GatedLinear, build_mixer
 from minnow.model.norms import multiplier
 from minnow.model.rotary import RotaryTable, rotary_table
 from minnow.model.state import DecodeState, LayerState
@@ -23,6 +23,9 @@ from minnow.model.state import DecodeState, LayerState
 
 class Layer(nn.Module):
     """A mixer and a feed-forward, each behind its norm, and with ``sandwich`` before one."""
+
+    mixer_out_norm: nn.Parameter | None
+    feed_forward_out_norm: nn.Parameter | None
 
     def __init__(self, shape: config.LayerConfig, model: config.ModelConfig) -> None:
         super().__init__()
@@ -42,6 +45,8 @@ class Backbone(nn.Module):
     Shapes: ``B`` rows, ``T`` positions, ``D`` hidden, ``V`` vocabulary, ``H``/``G`` query/key heads, ``h`` head width.
     """
 
+    output: nn.Parameter | None
+
     def __init__(self, config: config.ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -55,7 +60,7 @@ class Backbone(nn.Module):
     @property
     def head(self) -> Tensor:
         """``[V, D]``; the embedding where the two are tied."""
-        return self.embedding if self.config.tied else self.output
+        return self.embedding if self.output is None else self.output
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., V]``, in float32 at least."""
@@ -76,10 +81,10 @@ class Backbone(nn.Module):
                     std *= residual_scale
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             for layer in self.layers:
-                if hasattr(layer.mixer, "initialise_rates"):
+                if isinstance(layer.mixer, GatedDelta | GatedLinear):
                     layer.mixer.initialise_rates(generator)
 
-    def _rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int], RotaryTable]:
+    def _rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int] | None, RotaryTable]:
         """One table for every kind of rotation among the layers."""
         shapes = {_rotation(layer.shape.mixer): layer.shape.mixer for layer in self.layers}
         return {

@@ -69,7 +69,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         kind: only((a.rope for a in found if a.kind == kind) if kind in config.layer_types else [rope], "rope", "lfm3")
         for kind, rope in _ROPES.items()
     }
-    windows = {a.window for a in found if a.window is not None} or {None}
+    windows: set[int | None] = {a.window for a in found if a.window is not None} or {None}
     kernels = {layer.mixer.kernel for layer in config.layers if isinstance(layer.mixer, ShortConv)} or {7}
     return write_common(config, "Lfm3ForCausalLM", "norm_eps") | {
         "intermediate_size": only((layer.feed_forward for layer in config.layers), "feed-forward", "lfm3").width,

@@ -30,9 +30,9 @@ def read_rope(parameters: Mapping[str, Any], theta: float, share: float = 1.0) -
     if kind == "linear":
         return Rope(theta, share, scaling=RopeScaling("linear", float(parameters["factor"])))
     if kind == "llama3":
-        numbers = (float(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        factor, low, high = (float(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
         original = int(parameters["original_max_position_embeddings"])
-        return Rope(theta, share, scaling=RopeScaling("llama3", *numbers, original))
+        return Rope(theta, share, scaling=RopeScaling("llama3", factor, low, high, original))
     raise UserError(
         f"rope_type {kind!r} is not computed; use a checkpoint with 'default', 'linear' or 'llama3' rotation"
     )

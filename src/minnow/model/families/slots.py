@@ -27,7 +27,7 @@ def same(ours: str, theirs: str) -> Slot:
 
 def stacked(ours: str, theirs: Sequence[str], rows: Sequence[int]) -> Slot:
     """Matrices one below the other, of ``rows`` rows each."""
-    return Slot(ours, tuple(theirs), torch.cat, lambda whole: whole.split(list(rows)))
+    return Slot(ours, tuple(theirs), lambda parts: torch.cat(tuple(parts)), lambda whole: whole.split(list(rows)))
 
 
 def taps(ours: str, theirs: str) -> Slot:

@@ -28,4 +28,4 @@ def build_mixer(shape: config.Mixer, model: config.ModelConfig) -> Mixer:
             return GatedLinear(shape, model)
 
 
-__all__ = ["Mixer", "build_mixer"]
+__all__ = ["Attention", "GatedDelta", "GatedLinear", "Mixer", "ShortConv", "build_mixer"]

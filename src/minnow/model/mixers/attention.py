@@ -17,6 +17,9 @@ from minnow.model.state import AttentionState, ring
 class Attention(nn.Module):
     """Causal attention; queries, keys, values and the output gate are one matrix product."""
 
+    q_norm: nn.Parameter | None
+    k_norm: nn.Parameter | None
+
     def __init__(self, shape: Shape, config: ModelConfig) -> None:
         super().__init__()
         self.shape, self.eps, self.norm_offset = shape, config.norm_eps, config.norm_offset
@@ -38,9 +41,9 @@ class Attention(nn.Module):
             gate = gate.unflatten(-1, (shape.heads, -1))
         heads = projected.unflatten(-1, (-1, shape.head_dim))
         q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=-2)
-        if shape.qk_norm:
-            weights = (multiplier(norm, self.norm_offset) for norm in (self.q_norm, self.k_norm))
-            q, k = kernels.qk_norm_rope(q, k, *weights, *rotary, self.eps)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_norm, k_norm = multiplier(self.q_norm, self.norm_offset), multiplier(self.k_norm, self.norm_offset)
+            q, k = kernels.qk_norm_rope(q, k, q_norm, k_norm, *rotary, self.eps)
         else:
             q, k = kernels.rope(q, k, *rotary)
         return q, k, v, gate
