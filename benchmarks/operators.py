@@ -14,18 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from minnow.model.accounting import parameter_parts
-from minnow.recipe.schema import ModelSettings
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pocket.yaml"
 LAST_STAGE = "measure-grpo"
@@ -83,9 +78,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.action == "run":
         with ThreadPoolExecutor(flags.jobs) as pool:
-            runs = [
-                pool.submit(train, flags.folder, mixer, seed, 1) for seed in flags.seeds for mixer in flags.mixers
-            ]
+            runs = [pool.submit(train, flags.folder, mixer, seed, 1) for seed in flags.seeds for mixer in flags.mixers]
             for run in runs:
                 run.result()
 

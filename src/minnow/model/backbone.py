@@ -7,7 +7,8 @@ Maths only. Precision, sharding and compilation are applied from outside; each o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from minnow.model import config, kernels
 from minnow.model.feed_forward import build_feed_forward
+from minnow.model.linear import Linear
 from minnow.model.mixers import GatedDelta, GatedLinear, build_mixer
 from minnow.model.norms import multiplier
 from minnow.model.rotary import RotaryTable, rotary_table
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
     """
 
     output: nn.Parameter | None
+    packed_head: Tensor | None = None
 
     def __init__(self, config: config.ModelConfig) -> None:
         super().__init__()
@@ -64,7 +67,21 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., V]``, in float32 at least."""
-        return kernels.logits(hidden, self.head, self.config.logit_softcap)
+        return kernels.logits(hidden, self.head, self.config.logit_softcap, self.packed_head)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """While it lasts, :meth:`step` is faster and the weights, held twice where that helps, must not change."""
+        maps = [module for module in self.modules() if isinstance(module, Linear)]
+        try:
+            for one in maps:
+                one.packed = kernels.pack(one.weight)
+            self.packed_head = kernels.pack(self.head)
+            yield
+        finally:
+            for one in maps:
+                one.packed = None
+            self.packed_head = None
 
     def initialise(self, seed: int) -> None:
         """Draw weights: matrices at ``1/sqrt(fan in)``, those that write to the residual stream scaled down by depth."""

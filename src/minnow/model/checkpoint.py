@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face folders of every family in and out, whole or not at all."""
+"""Checkpoints: Hugging Face folders in and out, whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from minnow.files import read_json, whole_folder, write_json
 from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig
 from minnow.model.families import FAMILIES
+from minnow.model.foreign import ForeignModel, is_foreign
+from minnow.model.language_model import LanguageModel
 
 SHARD_BYTES = 5 * 10**9
 """The most bytes of tensors in one file."""
@@ -50,7 +52,7 @@ def from_hf_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[
 
 
 def save_model(
-    model: Backbone,
+    model: LanguageModel,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = torch.float32,
@@ -65,6 +67,9 @@ def save_model(
     Raises:
         UserError: the model's shape is not one of its family's.
     """
+    if isinstance(model, ForeignModel):
+        model.save(folder, weights or {}, dtype, shard_bytes)
+        return
     settings = model.config.to_hf()
     tensors = to_hf_weights(model.state_dict() | dict(weights or {}), model.config)
     if dtype is not None:
@@ -92,7 +97,7 @@ def save_model(
 
 
 def save_checkpoint(
-    model: Backbone,
+    model: LanguageModel,
     tokenizer: Tokenizer | Path,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
@@ -126,11 +131,11 @@ def save_checkpoint(
         write_json(temporary / "generation_config.json", settings | (generation or {}))
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Backbone:
-    """Read the network of a checkpoint folder of any family.
+def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
+    """Read the network of a checkpoint folder, of a family or of any other causal language model of transformers.
 
     Args:
-        dtype: to compute in; None keeps every tensor as it is stored.
+        dtype: to compute in; None keeps every tensor as it is stored (without a family: the type ``config.json`` names).
 
     Raises:
         UserError: a missing or damaged file, a model type that is not known, pickled weights, or a tensor that is
@@ -138,7 +143,11 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Backb
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a checkpoint folder; give a folder with config.json and model.safetensors")
-    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    settings = read_json(folder / "config.json")
+    if is_foreign(settings):
+        _Stored(folder)  # what transformers would say less clearly: pickles, missing and damaged files
+        return ForeignModel.load(folder, dtype)
+    config = ModelConfig.from_hf(settings)
     family, stored = FAMILIES[config.family], _Stored(folder)
     places = {plain: name for name in stored.files if (plain := family.name(name)) is not None}
     with torch.device("meta"):
@@ -216,7 +225,7 @@ class _Stored:
             raise UserError(f"{path} is damaged or cut short ({error}); restore it") from error
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Backbone, Tokenizer]:
+def load_checkpoint(folder: Path, dtype: torch.dtype | None = torch.float32) -> tuple[LanguageModel, Tokenizer]:
     """Read network and tokenizer of a checkpoint folder.
 
     Raises:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minnow.model import config, kernels
+from minnow.model.linear import Linear
 
 _GATED: dict[str, Callable[[Tensor], Tensor]] = {"silu": kernels.swiglu, "gelu": kernels.geglu}
 """``activation(gate) * up`` of ``[..., 2F]``."""
@@ -21,8 +22,8 @@ class Dense(nn.Module):
     def __init__(self, shape: config.Dense, hidden_size: int) -> None:
         super().__init__()
         self.gated = _GATED[shape.activation]
-        self.gate_up_proj = nn.Linear(hidden_size, 2 * shape.width, bias=False)
-        self.down_proj = nn.Linear(shape.width, hidden_size, bias=False)
+        self.gate_up_proj = Linear(hidden_size, 2 * shape.width)
+        self.down_proj = Linear(shape.width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.gated(self.gate_up_proj(x)))

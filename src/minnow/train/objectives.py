@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minnow.model import kernels
-from minnow.model.backbone import Backbone
+from minnow.model.language_model import LanguageModel
 
 
 class TokenBatch(Protocol):
@@ -34,10 +34,10 @@ class Loss:
     metrics: dict[str, float]
 
 
-Objective = Callable[[Backbone, Any], Loss]
+Objective = Callable[[LanguageModel, Any], Loss]
 
 
-def next_token(model: Backbone, batch: TokenBatch) -> Loss:
+def next_token(model: LanguageModel, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
@@ -111,7 +111,7 @@ def pack_sequences(
     return SequenceBatch(tokens, targets, documents, sequences, known, torch.tensor([len(c) for c in completions]))
 
 
-def completion_log_probs(model: Backbone, batch: SequenceBatch) -> Tensor:
+def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     """Log-probability of every target, ``[rows, T]`` float32, zero where nothing is trained."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
@@ -137,7 +137,7 @@ class Preference:
     beta: float = 5.0
     sft: float = 0.5
 
-    def __call__(self, model: Backbone, batch: SequenceBatch) -> Loss:
+    def __call__(self, model: LanguageModel, batch: SequenceBatch) -> Loss:
         log_probs = completion_log_probs(model, batch)
         means = _per_sequence_mean(log_probs, batch)
         margins = _per_sequence_mean(log_probs - batch.reference, batch)
@@ -175,7 +175,7 @@ class PolicyGradient:
     clip_high: float = 0.28
     kl: float = 0.0
 
-    def __call__(self, model: Backbone, batch: PolicyBatch) -> Loss:
+    def __call__(self, model: LanguageModel, batch: PolicyBatch) -> Loss:
         log_probs = completion_log_probs(model, batch)
         trained = batch.trained
         difference = (log_probs - batch.reference)[trained]

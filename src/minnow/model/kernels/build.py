@@ -23,7 +23,7 @@ from minnow.files import whole_file
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c")]
 HEADER = Path(__file__).with_name("common.h")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
@@ -31,7 +31,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _CODES = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
 # Arguments after the leading thread count: p pointer, l long, f float.
 _SIGNATURES = {
-    "rms_norm_forward": "llppppfpp",
+    "rms_norm_forward": "llpppppfpp",
     "rms_norm_backward": "lllpppppppp",
     "swiglu_forward": "llpp",
     "swiglu_backward": "llppp",
@@ -52,7 +52,20 @@ _SIGNATURES = {
     "accumulate": "lpp",
     "adamw": "lppppppfffffff",
     "sum_squares": "lppp",
+    "short_conv_step": "lllpppp",
+    "attention_step": "lllllllpppppfpppfpppp",
+    "highest": "lllppp",
 }
+_PACKED_SIGNATURES = {"pack": "llpp", "linear_packed": "lllpppp"}
+"""Only where the processor multiplies pairs of bfloat16."""
+
+
+TORCH_ONLY = "MINNOW_KERNELS=torch"
+"""What in the environment asks for plain torch."""
+
+
+def torch_only() -> bool:
+    return os.environ.get("MINNOW_KERNELS") == "torch"
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,8 @@ def load() -> Kernels:
 
     ``MINNOW_KERNELS=torch`` in the environment asks for plain torch.
     """
-    if os.environ.get("MINNOW_KERNELS") == "torch":
-        return Kernels(None, "pure torch: MINNOW_KERNELS=torch")
+    if torch_only():
+        return Kernels(None, f"pure torch: {TORCH_ONLY}")
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or shutil.which(compiler) is None:
         return Kernels(None, "pure torch: no C compiler found")
@@ -83,14 +96,15 @@ def load() -> Kernels:
         return Kernels(None, f"pure torch: {compiler} failed: {reason[0] if reason else error}")
     except OSError as error:
         return Kernels(None, f"pure torch: {error}")
-    for name, codes in _SIGNATURES.items():
+    for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
         function = getattr(library, name)
         function.argtypes = [ctypes.c_int, *(_CODES[code] for code in codes)]
         function.restype = None
     library.sum_squares.restype = ctypes.c_double
     library.document_starts.argtypes = [_LONG, _LONG, _POINTER, _POINTER]
     library.document_starts.restype = None
-    for name in ("short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch"):
+    sizes = ("short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch")
+    for name in (*sizes, "attention_step_scratch"):
         function = getattr(library, name)
         function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]
         function.restype = _LONG

@@ -33,7 +33,7 @@ class _RMSNorm(Function):
         rows = x.numel() // width
         out, rstd = torch.empty_like(x), floats(rows)
         library().rms_norm_forward(
-            threads(x.numel()), rows, width, x.data_ptr(), None, None, plain.data_ptr(), eps, out.data_ptr(),
+            threads(x.numel()), rows, width, x.data_ptr(), None, None, plain.data_ptr(), None, eps, out.data_ptr(),
             rstd.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(x, plain, rstd)
@@ -56,7 +56,7 @@ class _AddRMSNorm(Function):
         total, out, rstd = torch.empty_like(x), torch.empty_like(x), floats(rows)
         library().rms_norm_forward(
             threads(x.numel()), rows, width, x.data_ptr(), residual.data_ptr(), total.data_ptr(), plain.data_ptr(),
-            eps, out.data_ptr(), rstd.data_ptr(),
+            None, eps, out.data_ptr(), rstd.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(total, plain, rstd)
         ctx.weight_dtype = weight.dtype

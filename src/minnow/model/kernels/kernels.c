@@ -16,9 +16,10 @@ static void sum_blocks(long blocks, long width, const float *partial, float *tot
 
 /* ---- RMS norm, with the residual sum before it ---- */
 
+/* The weight is given in either precision, the other is NULL; residual with sum, and rstd, may be NULL. */
 void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x, const bf16 *restrict residual,
-                      bf16 *restrict sum, const float *restrict weight, float eps, bf16 *restrict out,
-                      float *restrict rstd) {
+                      bf16 *restrict sum, const float *restrict weight, const bf16 *restrict narrow_weight, float eps,
+                      bf16 *restrict out, float *restrict rstd) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
         const bf16 *restrict xs = x + row * width;
         bf16 *restrict outs = out + row * width;
@@ -36,8 +37,12 @@ void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x
             SIMD_SUM(squares) for (long i = 0; i < width; i++) squares += widen(xs[i]) * widen(xs[i]);
         }
         const float scale = 1.0f / sqrtf(squares / (float)width + eps);
-        rstd[row] = scale;
-        SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * weight[i]);
+        if (rstd) rstd[row] = scale;
+        if (weight) {
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * weight[i]);
+        } else {
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * widen(narrow_weight[i]));
+        }
     }
 }
 

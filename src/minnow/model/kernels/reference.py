@@ -149,9 +149,48 @@ def attend(
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+def attention_step(
+    qkv: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    rotary: tuple[Tensor, Tensor],
+    lengths: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    groups, capacity, dim = keys.shape[1:]
+    positions = qkv[:, None, : (heads + 2 * groups) * dim].unflatten(-1, (-1, dim))
+    q, k, v = positions.split([heads, groups, groups], dim=2)
+    cos, sin = (part[:, None] for part in rotary)
+    q, k = rope(q, k, cos, sin) if norms is None else qk_norm_rope(q, k, *norms, cos, sin, eps)
+    rows = torch.arange(len(qkv), device=qkv.device)
+    keys[rows, :, lengths % capacity] = k[:, 0]
+    values[rows, :, lengths % capacity] = v[:, 0]
+    # A ring that is full holds the window and nothing else, in whatever order.
+    span = min(int(lengths.max()) + 1, capacity)
+    seen = (torch.arange(span, device=qkv.device) <= lengths[:, None])[:, None, None]
+    # The query heads that share a key head stand as query positions: no repeated keys, no causal mask.
+    grouped = q[:, 0].unflatten(1, (groups, -1))
+    return attend(grouped, keys[:, :, :span], values[:, :, :span], seen, scale, softcap).flatten(1, 2)
+
+
+def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
+    gate_in, gate_out, value = bcx.chunk(3, dim=-1)
+    window = torch.cat([inputs, (gate_in * value)[:, None]], dim=1)
+    inputs.copy_(window[:, 1:])
+    return gate_out * (window * weight.T).sum(1)
+
+
 def logits(hidden: Tensor, head: Tensor, softcap: float | None = None) -> Tensor:
     plain = _wide(F.linear(hidden, head.to(hidden.dtype)))
     return plain if softcap is None else softcap * torch.tanh(plain / softcap)
+
+
+def highest(logits: Tensor, among: int) -> tuple[Tensor, Tensor]:
+    return logits[:, :among].argmax(-1), logits.logsumexp(-1)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from minnow.model import kernels
 from minnow.model.config import Attention as Shape
 from minnow.model.config import ModelConfig
+from minnow.model.linear import Linear
 from minnow.model.norms import multiplier
 from minnow.model.rotary import RotaryTable
 from minnow.model.state import AttentionState, ring
@@ -26,8 +27,8 @@ class Attention(nn.Module):
         query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         gate = {None: 0, "head": shape.heads, "element": query}[shape.output_gate]
         self.rows = [query, key, key, *([gate] if gate else [])]
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
-        self.out_proj = nn.Linear(query, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.rows))
+        self.out_proj = Linear(query, config.hidden_size)
         for name in ("q_norm", "k_norm"):
             self.register_parameter(name, nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None)
 
@@ -41,12 +42,16 @@ class Attention(nn.Module):
             gate = gate.unflatten(-1, (shape.heads, -1))
         heads = projected.unflatten(-1, (-1, shape.head_dim))
         q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=-2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_norm, k_norm = multiplier(self.q_norm, self.norm_offset), multiplier(self.k_norm, self.norm_offset)
-            q, k = kernels.qk_norm_rope(q, k, q_norm, k_norm, *rotary, self.eps)
+        if norms := self._norms():
+            q, k = kernels.qk_norm_rope(q, k, *norms, *rotary, self.eps)
         else:
             q, k = kernels.rope(q, k, *rotary)
         return q, k, v, gate
+
+    def _norms(self) -> tuple[Tensor, Tensor] | None:
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return multiplier(self.q_norm, self.norm_offset), multiplier(self.k_norm, self.norm_offset)
 
     def _out(self, mixed: Tensor, gate: Tensor | None) -> Tensor:
         if gate is not None:
@@ -72,27 +77,20 @@ class Attention(nn.Module):
             state = AttentionState(ring(k, lengths, window), ring(v, lengths, window))
         else:
             padding = (0, 0, 0, capacity - x.shape[1])
-            state = AttentionState(F.pad(k.transpose(1, 2), padding), F.pad(v.transpose(1, 2), padding))
+            kept = (F.pad(heads.transpose(1, 2), padding).contiguous() for heads in (k, v))
+            state = AttentionState(*kept)
         return self._out(self._attend(q, k, v, None), gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: AttentionState) -> Tensor:
         """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""
         assert rotary is not None, "attention needs a rotary table"
-        cos, sin = rotary
-        q, k, v, gate = self._project(x[:, None], (cos[:, None], sin[:, None]))
-        shape, rows = self.shape, torch.arange(len(x), device=x.device)
-        places = lengths if shape.window is None else lengths % shape.window
-        state.keys[rows, :, places] = k[:, 0]
-        state.values[rows, :, places] = v[:, 0]
-        # A ring that is full holds the window and nothing else, in whatever order.
-        span = min(int(lengths.max()) + 1, state.keys.shape[2])
-        seen = (torch.arange(span, device=x.device) <= lengths[:, None])[:, None, None]
-        # The query heads that share a key head stand as query positions: no repeated keys, no causal mask.
-        grouped = q[:, 0].unflatten(1, (shape.kv_heads, -1))
-        mixed = kernels.attend(
-            grouped, state.keys[:, :, :span], state.values[:, :, :span], seen, shape.scale, shape.softcap
-        )
-        return self._out(mixed.flatten(1, 2), None if gate is None else gate[:, 0])
+        shape, projected = self.shape, self.qkv_proj(x)
+        mixed = kernels.attention_step(
+            projected, self._norms(), self.eps, rotary, lengths, state.keys, state.values, shape.heads, shape.scale,
+            shape.softcap,
+        )  # fmt: skip
+        gate = projected[:, sum(self.rows[:3]) :].unflatten(-1, (shape.heads, -1)) if shape.output_gate else None
+        return self._out(mixed, gate)
 
     def blocks(self) -> dict[str, list[int]]:
         """Row sizes of the logical matrices inside each weight matrix."""

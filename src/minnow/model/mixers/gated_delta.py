@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from minnow.model import kernels
 from minnow.model.config import GatedDelta as Shape
 from minnow.model.config import ModelConfig
+from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
 from minnow.model.state import RecurrentState, last_inputs
 
@@ -26,13 +27,13 @@ class GatedDelta(nn.Module):
         self.shape, self.eps = shape, config.norm_eps
         key, value = shape.key_heads * shape.key_dim, shape.value_heads * shape.value_dim
         self.rows = [key, key, value, value]
-        self.in_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
-        self.gate_proj = nn.Linear(config.hidden_size, 2 * shape.value_heads, bias=False)
+        self.in_proj = Linear(config.hidden_size, sum(self.rows))
+        self.gate_proj = Linear(config.hidden_size, 2 * shape.value_heads)
         self.conv = nn.Parameter(torch.empty(2 * key + value, shape.kernel))
         self.log_rate = nn.Parameter(torch.zeros(shape.value_heads))
         self.rate_bias = nn.Parameter(torch.ones(shape.value_heads))
         self.norm = nn.Parameter(torch.ones(shape.value_dim))
-        self.out_proj = nn.Linear(value, config.hidden_size, bias=False)
+        self.out_proj = Linear(value, config.hidden_size)
 
     @torch.no_grad()
     def initialise_rates(self, generator: torch.Generator) -> None:

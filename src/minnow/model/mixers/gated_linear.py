@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from minnow.model import kernels
 from minnow.model.config import GatedLinear as Shape
 from minnow.model.config import ModelConfig
+from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
 from minnow.model.state import RecurrentState
 
@@ -21,11 +22,11 @@ class GatedLinear(nn.Module):
         self.shape, self.eps = shape, config.norm_eps
         key, value = shape.heads * shape.key_dim, shape.heads * shape.value_dim
         self.rows = [key, key, value, value]
-        self.in_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
-        self.decay_down = nn.Linear(config.hidden_size, shape.gate_rank, bias=False)
+        self.in_proj = Linear(config.hidden_size, sum(self.rows))
+        self.decay_down = Linear(config.hidden_size, shape.gate_rank)
         self.decay_up = nn.Linear(shape.gate_rank, key)
         self.norm = nn.Parameter(torch.ones(shape.value_dim))
-        self.out_proj = nn.Linear(value, config.hidden_size, bias=False)
+        self.out_proj = Linear(value, config.hidden_size)
 
     @torch.no_grad()
     def initialise_rates(self, generator: torch.Generator) -> None:

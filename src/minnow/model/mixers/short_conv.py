@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from minnow.model import kernels
 from minnow.model.config import ModelConfig
 from minnow.model.config import ShortConv as Shape
+from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
 from minnow.model.state import ConvState, last_inputs
 
@@ -19,9 +20,9 @@ class ShortConv(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.kernel = shape.kernel
-        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.in_proj = Linear(width, 3 * width)
         self.conv = nn.Parameter(torch.empty(width, shape.kernel))
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; a tap never reaches into another document."""
@@ -38,10 +39,7 @@ class ShortConv(nn.Module):
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: ConvState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""
-        gate_in, gate_out, value = self.in_proj(x).chunk(3, dim=-1)
-        window = torch.cat([state.inputs, (gate_in * value)[:, None]], dim=1)
-        state.inputs = window[:, 1:]
-        return self.out_proj(gate_out * (window * self.conv.T).sum(1))
+        return self.out_proj(kernels.short_conv_step(self.in_proj(x), self.conv, state.inputs))
 
     def blocks(self) -> dict[str, list[int]]:
         """Row sizes of the logical matrices inside each weight matrix."""

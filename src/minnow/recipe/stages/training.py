@@ -84,7 +84,8 @@ def train_stage(
     # Without a saved state even what was measured before the first step comes again.
     context.metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
     threads = choose_threads(context.recipe.threads)
-    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
+    device = next(trainer.model.parameters()).device
+    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe(device)}")
     with track(trainer.settings.steps, context.name, "step", done=trainer.done_steps) as bar:
 
         def progress(steps: int, note: str) -> None:
