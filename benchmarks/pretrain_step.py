@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 
 Product = tuple[int, int, int]
 """Inputs, outputs and how many times in one step, of a linear map over all tokens."""
@@ -29,23 +31,16 @@ Product = tuple[int, int, int]
 def pocket_config(hidden: int, width: int, layers: int, vocabulary: int) -> ModelConfig:
     """Three convolutions to one attention, as LFM2 mixes them."""
     kinds = tuple(ATTENTION if i % 3 == 2 else CONV for i in range(layers))
-    return ModelConfig(vocabulary, hidden, width, kinds, num_heads=hidden // 32, num_kv_heads=2, head_dim=32)
+    return lfm2_config(vocabulary, hidden, width, kinds, num_heads=hidden // 32, num_kv_heads=2, head_dim=32)
 
 
 def products(config: ModelConfig) -> list[Product]:
     """The linear maps of one forward pass, the vocabulary's included."""
-    hidden, width = config.hidden_size, config.intermediate_size
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attentions = config.layer_types.count(ATTENTION)
-    return [
-        (hidden, 3 * hidden, config.num_layers - attentions),
-        (hidden, hidden, config.num_layers - attentions),
-        (hidden, query + 2 * key, attentions),
-        (query, hidden, attentions),
-        (hidden, 2 * width, config.num_layers),
-        (width, hidden, config.num_layers),
-        (hidden, config.vocab_size, 1),
-    ]
+    with torch.device("meta"):
+        model = Backbone(config)
+    names = [*model.matrices(), "embedding"]
+    shapes = Counter(tuple(parameter.shape) for name, parameter in model.named_parameters() if name in names)
+    return [(inputs, outputs, times) for (outputs, inputs), times in shapes.items()]
 
 
 def bare_products(config: ModelConfig, tokens: int) -> Callable[[], None]:

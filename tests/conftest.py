@@ -10,6 +10,7 @@ import torch
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.tasks import PocketWorld
 
 
@@ -18,7 +19,7 @@ def tiny_config(
 ) -> ModelConfig:
     """Hidden 64, four query and two key heads of 16, unless told otherwise."""
     widths = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
-    return ModelConfig(vocab_size=vocab_size, layer_types=layer_types, max_positions=2048, **(widths | shape))
+    return lfm2_config(vocab_size=vocab_size, layer_types=layer_types, max_positions=2048, **(widths | shape))
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> Backbone:

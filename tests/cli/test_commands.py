@@ -25,7 +25,7 @@ from minnow.errors import UserError
 from minnow.loops import Rate
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
-from minnow.model.config import ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.tasks import PocketWorld
 
 TEXT = [
@@ -40,7 +40,7 @@ ENTITIES = 400
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = train_tokenizer(TEXT, 330)
-    config = ModelConfig(
+    config = lfm2_config(
         vocab_size=352,
         hidden_size=64,
         intermediate_size=96,
@@ -120,7 +120,8 @@ def test_inspect_counts_what_transformers_loads(answer: Callable[..., Any], chec
     assert document["embedding"]["share"] == embedding / total
     assert document["embedding"]["share_with_untied_head"] == 2 * embedding / (total + embedding)
     # One attention layer: keys and values of 2 heads of 16 in two bytes; two convolutions remember 2 inputs of 64.
-    assert document["state_bytes"]["200"] == {"conv": 2 * 2 * 64 * 2, "kv": 2 * 32 * 2 * 200, "total": 26_112}
+    state = {"kv": 2 * 32 * 2 * 200, "ring_kv": 0, "conv": 2 * 2 * 64 * 2, "recurrent": 0, "total": 26_112}
+    assert document["state_bytes"]["200"] == state
 
 
 def test_inspect_knows_published_models_to_the_parameter(answer: Callable[..., Any]) -> None:
@@ -140,7 +141,7 @@ def test_inspect_foresees_the_bytes_of_exported_files(
     answer: Callable[..., Any], checkpoint: Path, tmp_path: Path
 ) -> None:
     foreseen = answer("inspect", checkpoint)["weight_bytes"]
-    files = answer("export", checkpoint, "--out", tmp_path)["files"]
+    files = answer("export", checkpoint, "--out", tmp_path, "--type", *foreseen)["files"]
     assert [file["type"] for file in files] == list(foreseen)
     for file in files:
         tensors = GGUFReader(file["file"]).tensors
@@ -271,7 +272,7 @@ def test_bad_prompt_files_are_one_sentence(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["inspect", "LFM2-351M"], "did you mean LFM2-350M?"),
+        (["inspect", "LFM2-351M"], "did you mean lfm2-350m?"),
         (["inspect", "runs/none"], "there is no model at runs/none"),
         (["inspect", "LFM2-350M", "--context", "0"], "lengths of at least 1"),
         (["loops", "measure", "{checkpoint}"], "name a JSONL file of prompts with --prompts"),

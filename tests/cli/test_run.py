@@ -143,7 +143,9 @@ def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(folder: Cal
     here = folder()
     first = here.start()
     here.await_step(2)
+    first.send_signal(signal.SIGSTOP)  # or it might end before the second has started
     code, out, err = here.finish()
+    first.send_signal(signal.SIGCONT)
     assert (code, out) == (2, "")
     assert err.startswith(f"minnow: runs/toy is in use by process {first.pid}; ")
     first.communicate(timeout=60)

@@ -16,7 +16,8 @@ from minnow.data.loader import Batch
 from minnow.errors import UserError
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import from_hf_weights, to_hf_weights
-from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.config import ATTENTION, CONV
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.model.state import DecodeState
 from minnow.train.objectives import next_token
 
@@ -28,7 +29,7 @@ MIXERS = [(CONV,), (ATTENTION,), (CONV, ATTENTION, CONV)]
 
 def drawn(pattern: tuple[str, ...], kernel: int = 3, query: int = 4, key: int = 2, seed: int = 0) -> Backbone:
     """float32 model with random norms; heads of 8."""
-    config = ModelConfig(
+    config = lfm2_config(
         vocab_size=97, hidden_size=8 * query, intermediate_size=40, layer_types=pattern, num_heads=query,
         num_kv_heads=key, head_dim=8, conv_kernel=kernel, max_positions=512,
     )  # fmt: skip

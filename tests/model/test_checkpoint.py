@@ -111,7 +111,7 @@ def test_the_published_config_is_read() -> None:
     )  # fmt: skip
     from minnow.model.presets import PRESETS
 
-    assert config == PRESETS["LFM2-350M"]
+    assert config == PRESETS["lfm2-350m"]
 
 
 def test_token_ids_of_zero_are_kept() -> None:
@@ -128,7 +128,8 @@ _SHAPE = {
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "llama"}, "llama"),
+        ({"model_type": "lfm22"}, "did you mean 'lfm2'"),
+        ({"model_type": "gpt_neox"}, "'gpt_neox', which Minnow's backbone does not read; convert"),
         ({"conv_bias": True}, "conv_bias"),
         ({"tie_word_embeddings": False}, "tied"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "yarn"),
@@ -171,6 +172,22 @@ def config_is_a_list(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]")
 
 
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def shard(folder: Path, keep: bool) -> None:
+    """The folder's tensors in two files and an index; without ``keep`` the second file is lost."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    places = {name: names[i % 2] for i, name in enumerate(weights)}
+    for file in names[: 2 if keep else 1]:
+        save_file({name: tensor for name, tensor in weights.items() if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
 DAMAGE = {
     "no folder": (shutil.rmtree, "not a checkpoint folder"),
     "no config": (drop("config.json"), "config.json does not exist"),
@@ -180,9 +197,16 @@ DAMAGE = {
     "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged or cut short"),
     "a tensor gone": (drop_tensor, "k_proj"),
     "other tokenizer": (other_tokenizer, "belongs to another checkpoint"),
-    "other model type": (lambda folder: edit_config(folder, model_type="qwen3"), "qwen3"),
+    "other model type": (lambda folder: edit_config(folder, model_type="qwen"), "did you mean 'qwen3'"),
+    "another family's config": (lambda folder: edit_config(folder, model_type="qwen3"), "it lacks model.norm.weight"),
     "config not an object": (config_is_a_list, "list"),
-    "wider config": (lambda folder: edit_config(folder, hidden_size=128, block_dim=128), "do not fit config.json"),
+    "wider config": (
+        lambda folder: edit_config(folder, hidden_size=128, block_dim=128),
+        "do not fit config.json .model.embed_tokens.weight is .*64. and not .*128.",
+    ),
+    "only a pickle": (pickled, "runs whatever code is in it"),
+    "a shard gone": (lambda folder: shard(folder, keep=False), "00002.safetensors is missing"),
+    "an index without files": (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     "fewer layers in the config": (
         lambda folder: edit_config(folder, layer_types=["conv", "full_attention"], num_hidden_layers=2),
         "no place for model.layers.2",

@@ -14,6 +14,7 @@ from minnow.model import kernels
 from minnow.model.accounting import flops_per_token
 from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.recipe import plan as planning
 from minnow.recipe import speed
 from minnow.recipe.plan import activation_bytes, format_plan, plan, training_memory
@@ -23,7 +24,7 @@ from minnow.train.objectives import next_token
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype
 
-SMALL = ModelConfig(512, 64, 160, (CONV, ATTENTION, CONV), num_heads=4, num_kv_heads=2, head_dim=16)
+SMALL = lfm2_config(512, 64, 160, (CONV, ATTENTION, CONV), num_heads=4, num_kv_heads=2, head_dim=16)
 
 
 def batch_of(config: ModelConfig, rows: int, length: int) -> Batch:
@@ -109,7 +110,7 @@ def test_memory_is_what_the_optimiser_holds(muon: bool) -> None:
 @pytest.mark.parametrize("layers", [(CONV,) * 4, (ATTENTION,) * 4, (CONV, CONV, ATTENTION, CONV)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_activations_are_what_autograd_saves(layers: tuple[str, ...], dtype: torch.dtype) -> None:
-    config = dataclasses.replace(SMALL, layer_types=layers, hidden_size=128, intermediate_size=352, head_dim=32)
+    config = lfm2_config(512, 128, 352, layers, num_heads=4, num_kv_heads=2, head_dim=32)
     model = Backbone(config)
     model.initialise(0)
     model.to(dtype)

@@ -16,12 +16,12 @@ import torch
 
 from minnow.data.loader import Batch
 from minnow.model.backbone import Backbone
-from minnow.model.config import ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 from minnow.train.optimizer import OptimizerSettings
 
-CONFIG = ModelConfig(
+CONFIG = lfm2_config(
     vocab_size=64, hidden_size=32, intermediate_size=32, layer_types=("conv", "full_attention"), num_heads=2,
     num_kv_heads=1, head_dim=16, max_positions=64,
 )  # fmt: skip

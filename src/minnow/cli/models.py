@@ -150,16 +150,19 @@ def open_model(
         raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
     import torch
 
-    from minnow.model.accounting import state_bytes
+    from minnow.model.footprint import state_bytes
+    from minnow.model.foreign import ForeignModel
     from minnow.recipe.stages.sources import engine_of
 
     folder = resolve_model(path)
     if threads is not None:
         torch.set_num_threads(threads)
     torch_engine, model, words = engine_of(folder)
-    row_bytes = sum(
-        state_bytes(model.config, min(model.config.max_positions, _PROMPT_TOKENS + max_new_tokens)).values()
-    )
+    context = min(model.config.max_positions, _PROMPT_TOKENS + max_new_tokens)
+    if isinstance(model, ForeignModel):
+        row_bytes = model.state_bytes(context)
+    else:
+        row_bytes = sum(state_bytes(model.config, context).values())
     torch_engine.rows = max(1, min(_MOST_ROWS, _STATE_BUDGET // row_bytes))
     yield OpenModel(folder, "torch", torch_engine, words, model.config.max_positions, run_of(folder))
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file
-from minnow.model.config import ATTENTION, ModelConfig
+from minnow.model.config import ATTENTION, Attention, ModelConfig, ShortConv
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -79,6 +79,11 @@ def export_gguf(checkpoint: Path, file: Path, type: str = "F16") -> GgufFile:
             f"{checkpoint} is not a checkpoint folder; give a folder with config.json and model.safetensors"
         )
     config = ModelConfig.from_hf(read_json(checkpoint / "config.json"))
+    if config.family != "lfm2":
+        raise UserError(
+            f"{checkpoint} is a {config.family!r} model and 'minnow export' writes 'lfm2' files; convert other families "
+            "with llama.cpp's own convert_hf_to_gguf.py"
+        )
     if ATTENTION not in config.layer_types:
         raise UserError(
             f"{checkpoint} has no attention layer and llama.cpp runs lfm2 only with at least one; "
@@ -167,14 +172,16 @@ def _add_hyperparameters(writer: GGUFWriter, config: ModelConfig, checkpoint: Pa
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
+    mixers = [layer.mixer for layer in config.layers]
+    attention = next(mixer for mixer in mixers if isinstance(mixer, Attention))
+    writer.add_feed_forward_length(config.layers[0].feed_forward.width)
+    writer.add_head_count(attention.heads)
     # A zero is how llama.cpp tells a convolution layer from an attention layer.
-    writer.add_head_count_kv([config.num_kv_heads if kind == ATTENTION else 0 for kind in config.layer_types])
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_head_count_kv([mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers])
+    writer.add_rope_freq_base(attention.rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_shortconv_l_cache(config.conv_kernel)
+    writer.add_shortconv_l_cache(next((mixer.kernel for mixer in mixers if isinstance(mixer, ShortConv)), 3))
     writer.add_file_type(LlamaFileType.ALL_F32 if type == "F32" else LlamaFileType[f"MOSTLY_{type}"])
     writer.add_quantization_version(2)
 
@@ -185,9 +192,9 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, config: ModelCon
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(config.bos_id)
+    writer.add_bos_token_id(1 if config.bos_id is None else config.bos_id)
     writer.add_eos_token_id(config.eos_id)
-    writer.add_pad_token_id(config.pad_id)
+    writer.add_pad_token_id(0 if config.pad_id is None else config.pad_id)
     # The chat template writes <|startoftext|> itself, and encode() adds nothing: so does llama.cpp with this key,
     # which outranks the pre-tokenizer's own default of true.
     writer.add_add_bos_token(False)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_cpp import LlamaCpp, Scores
 from minnow.errors import UserError
 from minnow.model.checkpoint import load_checkpoint
+from minnow.model.foreign import quiet_transformers
 from minnow.rollout.records import Sampling
 from minnow.rollout.torch_engine import TorchEngine
 
@@ -112,7 +112,7 @@ def reference_scores(checkpoint: Path, sequences: Sequence[Sequence[int]]) -> tu
     """
     from transformers import Lfm2ForCausalLM
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model = Lfm2ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
         except (OSError, ValueError, RuntimeError) as error:
@@ -156,19 +156,3 @@ def check_tokenizer(checkpoint: Path, gguf_file: Path, texts: Sequence[str]) -> 
         found = llama.tokenize(texts)
     differing = tuple(text for text, ids in zip(texts, found, strict=True) if ids != tokenizer.encode(text))
     return TokenizerParity(len(texts), len(texts) - len(differing), differing)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no hints about kernels while the reference runs."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

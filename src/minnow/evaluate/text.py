@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from minnow.data.loader import Batch
 from minnow.data.packing import Packed, pack
 from minnow.data.tokenizer import Tokenizer
-from minnow.model.backbone import Backbone
+from minnow.model.language_model import LanguageModel
 from minnow.train.objectives import next_token
 
 ROWS_AT_ONCE = 32
@@ -28,7 +28,7 @@ def held_out_rows(
 
 
 @torch.no_grad()
-def held_out_loss(model: Backbone, packed: Packed, words: Tokenizer) -> dict[str, float]:
+def held_out_loss(model: LanguageModel, packed: Packed, words: Tokenizer) -> dict[str, float]:
     """Mean loss in nats per token, and bits per byte of the text the targets spell (end tokens spell none)."""
     total, count = 0.0, 0.0
     for start in range(0, len(packed.tokens), ROWS_AT_ONCE):

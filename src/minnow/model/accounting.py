@@ -1,76 +1,150 @@
-"""Where the parameters sit, what a token costs, what a context holds."""
+"""Where the parameters sit, what a token costs, what a context holds: all from the configuration, no weights built."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.config import Attention, GatedDelta, GatedLinear, ModelConfig
+from minnow.model.footprint import WEIGHT_TYPES, decode_bytes, file_bytes, peak_memory, state_bytes, state_growth
+from minnow.model.inventory import PARTS, recurrent_values, tensors
 
 
 def parameter_parts(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part; the tied embedding is counted once."""
-    d, kernel = config.hidden_size, config.conv_kernel
-    convs = config.layer_types.count(CONV)
-    attentions = config.layer_types.count(ATTENTION)
-    q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    """Parameters by part, every name of :data:`minnow.model.inventory.PARTS`; a tied embedding is counted once."""
+    parts = dict.fromkeys(PARTS, 0)
+    for tensor in tensors(config):
+        parts[tensor.part] += tensor.parameters
+    return parts
+
+
+def active_parts(config: ModelConfig) -> dict[str, int]:
+    """As :func:`parameter_parts`, without the experts that a token is not sent to."""
+    parts = dict.fromkeys(PARTS, 0)
+    for tensor in tensors(config):
+        parts[tensor.part] += tensor.active_parameters
+    return parts
+
+
+def embedding_share(config: ModelConfig, extras: int = 0) -> dict[str, float | None]:
+    """The embedding's share by what it is divided by: the same table gives very different percentages.
+
+    Args:
+        extras: parameters that the published file holds beside the language model (a vision tower).
+
+    Returns:
+        ``total`` (the language model; a tied table counted once), ``with_head`` (embedding and head of the total; a
+        tied table counted twice), ``active`` (of what a token uses), ``non_embedding`` (of the rest, so it may pass
+        1), ``checkpoint`` (of the whole file; None without extras).
+    """
+    parts = parameter_parts(config)
+    embedding, total = parts["embedding"], sum(parts.values())
+    vocabulary = embedding + (embedding if config.tied else parts["head"])
     return {
-        "embedding": config.vocab_size * d,
-        "attention": attentions * (2 * d * q_width + 2 * d * kv_width + 2 * config.head_dim),
-        "conv": convs * (4 * d * d + d * kernel),
-        "mlp": config.num_layers * 3 * d * config.intermediate_size,
-        "norms": d + config.num_layers * 2 * d,
+        "total": embedding / total,
+        "with_head": vocabulary / (total + (embedding if config.tied else 0)),
+        "active": embedding / sum(active_parts(config).values()),
+        "non_embedding": embedding / (total - embedding - parts["head"]),
+        "checkpoint": embedding / (total + extras) if extras else None,
     }
 
 
-def flops_per_token(config: ModelConfig, context: int) -> float:
-    """Training FLOPs per token, forward and backward: 6 per weight that multiplies, plus attention scores.
+def _weight_flops(config: ModelConfig) -> tuple[int, int]:
+    """Two for every weight that multiplies a token's numbers: those of the layers, those of the output head."""
+    layers = head = 0
+    for tensor in tensors(config):
+        if tensor.role == "tied" or tensor.part == "head":
+            head += 2 * tensor.parameters
+        elif tensor.role in ("matrix", "taps"):
+            layers += 2 * tensor.active_parameters
+    return layers, head
+
+
+def _memory_flops(config: ModelConfig) -> int:
+    """Of memory matrices, in the recurrent form: fade, recall for the correction (delta nets), update, read."""
+    steps = {GatedDelta: 7, GatedLinear: 5}
+    return sum(steps.get(type(layer.mixer), 0) * recurrent_values(layer.mixer) for layer in config.layers)
+
+
+def _score_flops(config: ModelConfig, last: int, mean: bool) -> float:
+    """Of attention's scores and of the values they weigh, at position ``last`` or on the mean of all up to it."""
+    flops = 0.0
+    for layer in config.layers:
+        if isinstance(layer.mixer, Attention):
+            window = min(layer.mixer.window or last, last)
+            seen = (window * (window + 1) / 2 + (last - window) * window) / last if mean else window
+            flops += 4 * layer.mixer.heads * layer.mixer.head_dim * seen
+    return flops
+
+
+def prefill_flops(config: ModelConfig, context: int) -> float:
+    """Forward FLOPs per token of a prompt of ``context`` tokens; the head reads the last one only."""
+    layers, head = _weight_flops(config)
+    return layers + head / context + _memory_flops(config) + _score_flops(config, context, mean=True)
+
+
+def decode_flops(config: ModelConfig, context: int) -> float:
+    """Forward FLOPs of the token at position ``context``."""
+    layers, head = _weight_flops(config)
+    return layers + head + _memory_flops(config) + _score_flops(config, context, mean=False)
+
+
+def flops_per_token(config: ModelConfig, context: float) -> float:
+    """Training FLOPs per token, forward and backward: three times a forward pass with the head at every token.
 
     Args:
-        context: positions a query sees on average (half the row for plain causal attention).
+        context: positions a query sees on average where it sees all (half the row for plain causal attention).
     """
-    parts = parameter_parts(config)
-    weights = sum(parts.values()) - parts["norms"]
-    scores = config.layer_types.count(ATTENTION) * 2 * config.num_heads * config.head_dim * context
-    return 6.0 * (weights + scores)
+    layers, head = _weight_flops(config)
+    forward = float(layers + head + _memory_flops(config))
+    for layer in config.layers:
+        if isinstance(layer.mixer, Attention):
+            row = 2 * context
+            window = min(layer.mixer.window or row, row)
+            seen = window - window**2 / (2 * row) if row else 0
+            forward += 4 * layer.mixer.heads * layer.mixer.head_dim * seen
+    return 3.0 * forward
 
 
-def state_bytes(config: ModelConfig, context: int, bytes_per_value: int = 2) -> dict[str, int]:
-    """Decode state of one sequence in bytes: fixed for convolutions, growing with ``context`` for attention."""
-    conv = config.layer_types.count(CONV) * config.hidden_size * (config.conv_kernel - 1)
-    kv = config.layer_types.count(ATTENTION) * 2 * config.num_kv_heads * config.head_dim * context
-    return {"conv": conv * bytes_per_value, "kv": kv * bytes_per_value}
+def accounting(config: ModelConfig, contexts: Sequence[int] = (4096, 32_768), extras: int = 0) -> dict[str, Any]:
+    """All of it as one document.
 
+    Args:
+        contexts: lengths in tokens; what hangs on one is given by length, as text.
+        extras: as for :func:`embedding_share`.
 
-def file_bytes(config: ModelConfig, kind: str) -> int:
-    """Bytes of the weights in a GGUF file of type ``kind``: "F16", "Q8_0" or "Q4_0", as Minnow exports them.
-
-    Vectors and convolution taps stay F32, matrices whose rows are no multiple of the block of 32 F16, and Q4_0 keeps
-    the tied embedding in Q8_0.
+    Returns:
+        ``total``, ``active``, ``parts``, ``active_parts``, ``shares`` (of the total), ``non_embedding``,
+        ``embedding_share``, ``checkpoint_total`` (None without extras), ``flops_per_token`` (``prefill``, ``decode``
+        and ``training`` by length), ``weight_bytes`` by GGUF type, ``state_bytes`` by length, ``state_growth``, and by
+        type and length ``decode_bytes`` and ``peak_memory`` (x86, with its parts).
     """
-    d, parts = config.hidden_size, parameter_parts(config)
-    convs, attentions = config.layer_types.count(CONV), config.layer_types.count(ATTENTION)
-    small = parts["norms"] + convs * d * config.conv_kernel + attentions * 2 * config.head_dim
-    down = config.num_layers * d * config.intermediate_size  # the only matrices whose rows are not hidden_size long
-    rest = sum(parts.values()) - small - down - parts["embedding"]
-
-    def size(count: int, row: int, kind: str) -> int:
-        bytes_of_block = {"F16": 64, "Q8_0": 34, "Q4_0": 18}["F16" if row % 32 else kind]
-        return count * bytes_of_block // 32
-
-    embedding = size(parts["embedding"], d, "Q8_0" if kind == "Q4_0" else kind)
-    return 4 * small + embedding + size(rest, d, kind) + size(down, config.intermediate_size, kind)
-
-
-def accounting(config: ModelConfig, contexts: tuple[int, ...] = (4096, 32_768)) -> dict[str, Any]:
-    """All of it as one document: parts, shares, FLOPs per token, weight and state bytes."""
-    parts = parameter_parts(config)
+    parts, used = parameter_parts(config), active_parts(config)
     total = sum(parts.values())
     return {
         "total": total,
+        "active": sum(used.values()),
         "parts": parts,
+        "active_parts": used,
         "shares": {name: count / total for name, count in parts.items()},
-        "non_embedding": total - parts["embedding"],
-        "flops_per_token": {str(context): flops_per_token(config, context // 2) for context in contexts},
-        "weight_bytes": {kind: file_bytes(config, kind) for kind in ("F16", "Q8_0", "Q4_0")},
-        "state_bytes": {str(context): state_bytes(config, context) for context in contexts},
+        "non_embedding": total - parts["embedding"] - parts["head"],
+        "embedding_share": embedding_share(config, extras),
+        "checkpoint_total": total + extras if extras else None,
+        "flops_per_token": {
+            "prefill": {str(context): prefill_flops(config, context) for context in contexts},
+            "decode": {str(context): decode_flops(config, context) for context in contexts},
+            "training": {str(context): flops_per_token(config, context / 2) for context in contexts},
+        },
+        "weight_bytes": {kind: file_bytes(config, kind) for kind in WEIGHT_TYPES},
+        "state_bytes": {
+            str(context): (state := state_bytes(config, context)) | {"total": sum(state.values())}
+            for context in contexts
+        },
+        "state_growth": state_growth(config),
+        "decode_bytes": {
+            kind: {str(context): decode_bytes(config, kind, context) for context in contexts} for kind in WEIGHT_TYPES
+        },
+        "peak_memory": {
+            kind: {str(context): peak_memory(config, kind, context) for context in contexts} for kind in WEIGHT_TYPES
+        },
     }

@@ -1,163 +1,87 @@
-"""The LFM2 decoder: gated short convolutions and grouped-query attention, SwiGLU, tied embeddings.
+"""The decoder: an embedding, layers of a mixer and a feed-forward, a norm and an output head.
 
-Maths only. Precision, sharding and compilation are applied from outside; each operator is
-dispatched by :mod:`minnow.model.kernels`. Checked against transformers' ``Lfm2ForCausalLM``.
+Maths only. Precision, sharding and compilation are applied from outside; each operator is dispatched by
+:mod:`minnow.model.kernels`. Checked against transformers' model of every family.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minnow.model import kernels
-from minnow.model.config import ATTENTION, ModelConfig
-from minnow.model.state import AttentionState, ConvState, DecodeState
-
-
-def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary embeddings (arXiv 2104.09864, half-rotation layout).
-
-    Args:
-        positions: integer positions, any shape ``[...]``.
-
-    Returns:
-        ``cos, sin`` in float32, each ``[..., head_dim]``.
-    """
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-class ShortConv(nn.Module):
-    """Gated short convolution: ``out(C * conv(B * x))`` with ``B, C, x`` projected from the input."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.kernel = config.conv_kernel
-        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.conv = nn.Parameter(torch.empty(config.hidden_size, config.conv_kernel))
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], documents: Tensor | None) -> Tensor:
-        """``x [B, T, D]`` to ``[B, T, D]``; a tap never reaches into another document."""
-        return self.out_proj(kernels.short_conv(self.in_proj(x), self.conv, documents))
-
-    def prefill(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], lengths: Tensor, capacity: int
-    ) -> tuple[Tensor, ConvState]:
-        """As ``forward`` over right-padded rows; the state holds the last ``kernel - 1`` gated inputs of each row."""
-        projected = self.in_proj(x)
-        gate_in, _, value = projected.chunk(3, dim=-1)
-        back = torch.arange(-(self.kernel - 1), 0, device=x.device)
-        index = lengths[:, None] + back
-        gated = (gate_in * value).gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
-        gated = gated * (index >= 0)[..., None]
-        return self.out_proj(kernels.short_conv(projected, self.conv, None)), ConvState(gated)
-
-    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], lengths: Tensor, state: ConvState) -> Tensor:
-        """One position ``x [B, D]``; the state moves on by one."""
-        gate_in, gate_out, value = self.in_proj(x).chunk(3, dim=-1)
-        window = torch.cat([state.inputs, (gate_in * value)[:, None]], dim=1)
-        state.inputs = window[:, 1:]
-        return self.out_proj(gate_out * (window * self.conv.T).sum(1))
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with per-head RMSNorm of queries and keys before rotation."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.eps = config.norm_eps
-        self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
-        self.out_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
-        self.q_norm = nn.Parameter(torch.ones(self.head_dim))
-        self.k_norm = nn.Parameter(torch.ones(self.head_dim))
-
-    def _project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """``x [B, T, D]`` to ``q [B, T, H, h]``, ``k, v [B, T, G, h]``."""
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
-        q, k = kernels.qk_norm_rope(q, k, self.q_norm, self.k_norm, *rotary, self.eps)
-        return q, k, v
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], documents: Tensor | None) -> Tensor:
-        """``x [B, T, D]`` to ``[B, T, D]``; a query sees the earlier positions of its own document."""
-        q, k, v = self._project(x, rotary)
-        return self.out_proj(kernels.attention(q, k, v, documents).flatten(-2))
-
-    def prefill(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], lengths: Tensor, capacity: int
-    ) -> tuple[Tensor, AttentionState]:
-        """As ``forward`` over right-padded rows; the state has room for ``capacity`` positions."""
-        q, k, v = self._project(x, rotary)
-        padding = (0, 0, 0, capacity - x.shape[1])
-        state = AttentionState(F.pad(k.transpose(1, 2), padding), F.pad(v.transpose(1, 2), padding))
-        return self.out_proj(kernels.attention(q, k, v, None).flatten(-2)), state
-
-    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], lengths: Tensor, state: AttentionState) -> Tensor:
-        """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""
-        cos, sin = rotary
-        q, k, v = (part[:, 0] for part in self._project(x[:, None], (cos[:, None], sin[:, None])))
-        rows = torch.arange(len(x), device=x.device)
-        state.keys[rows, :, lengths] = k
-        state.values[rows, :, lengths] = v
-        span = int(lengths.max()) + 1
-        seen = (torch.arange(span, device=x.device) <= lengths[:, None])[:, None, None]
-        # The query heads that share a key head stand as query positions: no repeated keys, no causal mask.
-        grouped = q.unflatten(1, (self.kv_heads, -1))
-        mixed = F.scaled_dot_product_attention(
-            grouped, state.keys[:, :, :span], state.values[:, :, :span], attn_mask=seen
-        )
-        return self.out_proj(mixed.flatten(1))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))``; gate and up are one matrix product."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(kernels.swiglu(self.gate_up_proj(x)))
+from minnow.model import config, kernels
+from minnow.model.feed_forward import build_feed_forward
+from minnow.model.linear import Linear
+from minnow.model.mixers import GatedDelta, GatedLinear, build_mixer
+from minnow.model.norms import multiplier
+from minnow.model.rotary import RotaryTable, rotary_table
+from minnow.model.state import DecodeState, LayerState
 
 
 class Layer(nn.Module):
-    """A mixer and a feed-forward, each behind its norm."""
+    """A mixer and a feed-forward, each behind its norm, and with ``sandwich`` before one."""
 
-    def __init__(self, config: ModelConfig, kind: str) -> None:
+    mixer_out_norm: nn.Parameter | None
+    feed_forward_out_norm: nn.Parameter | None
+
+    def __init__(self, shape: config.LayerConfig, model: config.ModelConfig) -> None:
         super().__init__()
-        self.mixer_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.mixer: ShortConv | Attention = Attention(config) if kind == ATTENTION else ShortConv(config)
-        self.feed_forward_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.feed_forward = FeedForward(config)
+        width = model.hidden_size
+        self.shape = shape
+        self.mixer_norm = nn.Parameter(torch.ones(width))
+        self.mixer = build_mixer(shape.mixer, model)
+        self.feed_forward_norm = nn.Parameter(torch.ones(width))
+        self.feed_forward = build_feed_forward(shape.feed_forward, width)
+        for name in ("mixer_out_norm", "feed_forward_out_norm"):
+            self.register_parameter(name, nn.Parameter(torch.ones(width)) if model.sandwich else None)
 
 
 class Backbone(nn.Module):
-    """Token ids to hidden states; ``hidden @ head.T`` gives logits.
+    """Token ids to hidden states; ``logits(hidden)`` are the output head's.
 
     Shapes: ``B`` rows, ``T`` positions, ``D`` hidden, ``V`` vocabulary, ``H``/``G`` query/key heads, ``h`` head width.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    output: nn.Parameter | None
+    packed_head: Tensor | None = None
+
+    def __init__(self, config: config.ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_types)
+        layers = nn.ModuleList(Layer(layer, config) for layer in config.layers)
         self.layers: Sequence[Layer] = layers  # type: ignore[assignment]
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
+        shape = (config.vocab_size, config.hidden_size)
+        self.register_parameter("output", None if config.tied else nn.Parameter(torch.empty(shape)))
 
     @property
     def head(self) -> Tensor:
-        """``[V, D]``, tied with the embedding."""
-        return self.embedding
+        """``[V, D]``; the embedding where the two are tied."""
+        return self.embedding if self.output is None else self.output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., V]``, in float32 at least."""
+        return kernels.logits(hidden, self.head, self.config.logit_softcap, self.packed_head)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """While it lasts, :meth:`step` is faster and the weights, held twice where that helps, must not change."""
+        maps = [module for module in self.modules() if isinstance(module, Linear)]
+        try:
+            for one in maps:
+                one.packed = kernels.pack(one.weight)
+            self.packed_head = kernels.pack(self.head)
+            yield
+        finally:
+            for one in maps:
+                one.packed = None
+            self.packed_head = None
 
     def initialise(self, seed: int) -> None:
         """Draw weights: matrices at ``1/sqrt(fan in)``, those that write to the residual stream scaled down by depth."""
@@ -166,18 +90,44 @@ class Backbone(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() < 2:
-                    parameter.fill_(1.0)
+                    own_norm = name.endswith("mixer.norm")  # of a linear mixer: never stored as an offset
+                    parameter.fill_(0.0 if self.config.norm_offset and not own_norm else 1.0)
                     continue
-                if name == "embedding":
-                    std = 1.0 / math.sqrt(self.config.hidden_size)
-                else:
-                    std = 1.0 / math.sqrt(parameter.shape[1])
-                    if name.endswith(("out_proj.weight", "down_proj.weight")):
-                        std *= residual_scale
+                std = 1.0 / math.sqrt(parameter.shape[1])
+                if name.endswith(("out_proj.weight", "down_proj.weight", "feed_forward.down")):
+                    std *= residual_scale
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            for layer in self.layers:
+                if isinstance(layer.mixer, GatedDelta | GatedLinear):
+                    layer.mixer.initialise_rates(generator)
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+    def _rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int] | None, RotaryTable]:
+        """One table for every kind of rotation among the layers."""
+        shapes = {_rotation(layer.shape.mixer): layer.shape.mixer for layer in self.layers}
+        return {
+            key: rotary_table(positions, mixer)
+            for key, mixer in shapes.items()
+            if key is not None and isinstance(mixer, config.Attention)
+        }
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        stream = F.embedding(tokens, self.embedding)
+        scale = self.config.embedding_scale
+        return stream if scale == 1.0 else stream * torch.tensor(scale, dtype=stream.dtype, device=stream.device)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return kernels.rms_norm(x, multiplier(weight, self.config.norm_offset), self.config.norm_eps)
+
+    def _enter(self, stream: Tensor, update: Tensor | None, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``update`` to the residual stream and normalise the sum."""
+        if update is None:
+            return stream, self._norm(stream, norm)
+        weight = multiplier(norm, self.config.norm_offset)
+        return kernels.add_rms_norm(update, stream, weight, self.config.norm_eps)
+
+    def _leave(self, update: Tensor, norm: Tensor | None) -> Tensor:
+        """What a mixer or feed-forward hands to the residual stream."""
+        return update if norm is None else self._norm(update, norm)
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm.
@@ -190,21 +140,15 @@ class Backbone(nn.Module):
         Returns:
             ``[B, T, D]`` in the weights' dtype.
         """
-        rotary = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
-        stream = F.embedding(tokens, self.embedding)
+        tables = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
+        stream = self._embed(tokens)
         update: Tensor | None = None
         for layer in self.layers:
             stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed = layer.mixer(normed, rotary, documents)
-            stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
-            update = layer.feed_forward(normed)
+            mixed = layer.mixer(normed, tables.get(_rotation(layer.shape.mixer)), documents)
+            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
+            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
         return self._enter(stream, update, self.final_norm)[1]
-
-    def _enter(self, stream: Tensor, update: Tensor | None, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``update`` to the residual stream and normalise the sum."""
-        if update is None:
-            return stream, kernels.rms_norm(stream, norm, self.config.norm_eps)
-        return kernels.add_rms_norm(update, stream, norm, self.config.norm_eps)
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, lengths: Tensor, capacity: int) -> tuple[Tensor, DecodeState]:
@@ -218,16 +162,16 @@ class Backbone(nn.Module):
         Returns:
             Hidden state at each row's last id ``[B, D]``, and the decode state.
         """
-        rotary = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
-        stream = F.embedding(tokens, self.embedding)
-        states: list[ConvState | AttentionState] = []
+        tables = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
+        stream = self._embed(tokens)
+        states: list[LayerState] = []
         update: Tensor | None = None
         for layer in self.layers:
             stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed, state = layer.mixer.prefill(normed, rotary, lengths, capacity)
+            mixed, state = layer.mixer.prefill(normed, tables.get(_rotation(layer.shape.mixer)), lengths, capacity)
             states.append(state)
-            stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
-            update = layer.feed_forward(normed)
+            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
+            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
         hidden = self._enter(stream, update, self.final_norm)[1]
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
         return last, DecodeState(states, lengths.clone())
@@ -235,14 +179,15 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:
         """Read one more id per row: ``tokens [B]`` to hidden states ``[B, D]``; ``state`` moves on by one."""
-        rotary = self._rotary(state.lengths)
-        stream = F.embedding(tokens, self.embedding)
+        tables = self._rotary(state.lengths)
+        stream = self._embed(tokens)
         update: Tensor | None = None
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
             stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed = layer.mixer.step(normed, rotary, state.lengths, layer_state)  # type: ignore[arg-type]
-            stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
-            update = layer.feed_forward(normed)
+            table = tables.get(_rotation(layer.shape.mixer))
+            mixed = layer.mixer.step(normed, table, state.lengths, layer_state)  # type: ignore[arg-type]
+            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
+            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
         state.lengths = state.lengths + 1
         return self._enter(stream, update, self.final_norm)[1]
 
@@ -250,20 +195,16 @@ class Backbone(nn.Module):
         """Row sizes of the logical matrices inside each weight matrix, by parameter name.
 
         Projections that share an input are one matrix here but several to an optimiser that looks at singular
-        values. The embedding and the convolution taps are not listed: they are tables, not maps.
+        values. Embedding, head, routers, convolution taps and the maps that give decays are not listed.
         """
-        config = self.config
-        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        sizes = {
-            "in_proj.weight": [config.hidden_size] * 3,
-            "qkv_proj.weight": [query, key, key],
-            "out_proj.weight": [config.hidden_size],
-            "gate_up_proj.weight": [config.intermediate_size] * 2,
-            "down_proj.weight": [config.hidden_size],
-        }
         return {
-            name: rows
-            for name, _ in self.named_parameters()
-            for suffix, rows in sizes.items()
-            if name.endswith("." + suffix)
+            f"layers.{i}.{part}.{name}": rows
+            for i, layer in enumerate(self.layers)
+            for part, module in (("mixer", layer.mixer), ("feed_forward", layer.feed_forward))
+            for name, rows in module.blocks().items()
         }
+
+
+def _rotation(mixer: config.Mixer) -> tuple[config.Rope, int] | None:
+    """What decides a layer's rotary table."""
+    return (mixer.rope, mixer.head_dim) if isinstance(mixer, config.Attention) else None

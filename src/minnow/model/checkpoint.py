@@ -1,142 +1,231 @@
-"""Checkpoints: Hugging Face ``lfm2`` folders in and out, whole or not at all."""
+"""Checkpoints: Hugging Face folders in and out, whole or not at all."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
 from minnow.model.backbone import Backbone
-from minnow.model.config import ATTENTION, ModelConfig
+from minnow.model.config import ModelConfig
+from minnow.model.families import FAMILIES
+from minnow.model.foreign import ForeignModel, is_foreign
+from minnow.model.language_model import LanguageModel
+
+SHARD_BYTES = 5 * 10**9
+"""The most bytes of tensors in one file."""
+
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_WORDS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
+"""Files of a folder that belong to its tokenizer."""
 
 
-def to_hf_weights(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Minnow's names and fused matrices to those of transformers' ``Lfm2ForCausalLM``."""
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    out = {"model.embed_tokens.weight": weights["embedding"], "model.embedding_norm.weight": weights["final_norm"]}
-    for i, kind in enumerate(config.layer_types):
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        out[theirs + "operator_norm.weight"] = weights[ours + "mixer_norm"]
-        out[theirs + "ffn_norm.weight"] = weights[ours + "feed_forward_norm"]
-        gate, up = weights[ours + "feed_forward.gate_up_proj.weight"].chunk(2)
-        out[theirs + "feed_forward.w1.weight"] = gate
-        out[theirs + "feed_forward.w3.weight"] = up
-        out[theirs + "feed_forward.w2.weight"] = weights[ours + "feed_forward.down_proj.weight"]
-        if kind == ATTENTION:
-            q, k, v = weights[ours + "mixer.qkv_proj.weight"].split([q_rows, kv_rows, kv_rows])
-            attention = theirs + "self_attn."
-            out |= {attention + "q_proj.weight": q, attention + "k_proj.weight": k, attention + "v_proj.weight": v}
-            out[attention + "out_proj.weight"] = weights[ours + "mixer.out_proj.weight"]
-            out[attention + "q_layernorm.weight"] = weights[ours + "mixer.q_norm"]
-            out[attention + "k_layernorm.weight"] = weights[ours + "mixer.k_norm"]
-        else:
-            out[theirs + "conv.in_proj.weight"] = weights[ours + "mixer.in_proj.weight"]
-            out[theirs + "conv.conv.weight"] = weights[ours + "mixer.conv"][:, None]
-            out[theirs + "conv.out_proj.weight"] = weights[ours + "mixer.out_proj.weight"]
-    return {name: tensor.detach().contiguous().clone() for name, tensor in out.items()}
+def to_hf_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Minnow's names and fused matrices to those of the family's checkpoints."""
+    return {
+        name: part.detach().contiguous().clone()
+        for slot in FAMILIES[config.family].tensors(config)
+        for name, part in zip(slot.theirs, slot.split(weights[slot.ours]), strict=True)
+    }
 
 
-def from_hf_weights(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def from_hf_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of :func:`to_hf_weights`.
 
     Raises:
         KeyError: a tensor of the config's shape is missing.
     """
-    out = {"embedding": weights["model.embed_tokens.weight"], "final_norm": weights["model.embedding_norm.weight"]}
-    for i, kind in enumerate(config.layer_types):
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        out[ours + "mixer_norm"] = weights[theirs + "operator_norm.weight"]
-        out[ours + "feed_forward_norm"] = weights[theirs + "ffn_norm.weight"]
-        out[ours + "feed_forward.gate_up_proj.weight"] = torch.cat(
-            [weights[theirs + "feed_forward.w1.weight"], weights[theirs + "feed_forward.w3.weight"]]
-        )
-        out[ours + "feed_forward.down_proj.weight"] = weights[theirs + "feed_forward.w2.weight"]
-        if kind == ATTENTION:
-            attention = theirs + "self_attn."
-            out[ours + "mixer.qkv_proj.weight"] = torch.cat([weights[f"{attention}{p}_proj.weight"] for p in "qkv"])
-            out[ours + "mixer.out_proj.weight"] = weights[attention + "out_proj.weight"]
-            out[ours + "mixer.q_norm"] = weights[attention + "q_layernorm.weight"]
-            out[ours + "mixer.k_norm"] = weights[attention + "k_layernorm.weight"]
-        else:
-            out[ours + "mixer.in_proj.weight"] = weights[theirs + "conv.in_proj.weight"]
-            out[ours + "mixer.conv"] = weights[theirs + "conv.conv.weight"][:, 0]
-            out[ours + "mixer.out_proj.weight"] = weights[theirs + "conv.out_proj.weight"]
-    return out
+    return {
+        slot.ours: slot.join([weights[name] for name in slot.theirs])
+        for slot in FAMILIES[config.family].tensors(config)
+    }
+
+
+def save_model(
+    model: LanguageModel,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``config.json`` and the tensors into a folder that is there, in several files where they are many.
+
+    Args:
+        weights: the model's tensors by Minnow's names (fp32 masters) where they differ from the model's own.
+        dtype: of the file; None for each tensor's own.
+
+    Raises:
+        UserError: the model's shape is not one of its family's.
+    """
+    if isinstance(model, ForeignModel):
+        model.save(folder, weights or {}, dtype, shard_bytes)
+        return
+    settings = model.config.to_hf()
+    tensors = to_hf_weights(model.state_dict() | dict(weights or {}), model.config)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    settings["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")  # the embedding comes first
+    write_json(folder / "config.json", settings)
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    for file, shard in zip(names, shards, strict=True):
+        try:
+            save_file(shard, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    if len(shards) > 1:
+        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def save_checkpoint(
-    model: Backbone,
-    tokenizer: Tokenizer,
+    model: LanguageModel,
+    tokenizer: Tokenizer | Path,
     folder: Path,
-    weights: dict[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     generation: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = torch.float32,
 ) -> None:
     """Write a folder that transformers, Minnow and the exporters open.
 
     Args:
+        tokenizer: or the checkpoint folder whose tokenizer, chat template and generation config are to be kept.
         weights: the model's tensors by Minnow's names (fp32 masters) where they differ from the model's own.
         generation: entries for ``generation_config.json``.
+        dtype: of the file; None for each tensor's own.
 
     Raises:
         UserError: the disk is full; an earlier checkpoint in ``folder`` stays as it was.
     """
     config = model.config
-    tensors = to_hf_weights(weights or dict(model.named_parameters()), config)
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    settings = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    settings = {name: value for name, value in settings.items() if value is not None}
     with whole_folder(folder) as temporary:
-        try:
-            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        write_json(temporary / "config.json", config.to_hf())
-        write_json(
-            temporary / "generation_config.json",
-            {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-            | (generation or {}),
-        )
-        tokenizer.save(temporary)
+        save_model(model, temporary, weights, dtype)
+        if isinstance(tokenizer, Path):
+            for file in sorted({file for pattern in _WORDS for file in tokenizer.glob(pattern)}):
+                if file.is_file():
+                    shutil.copyfile(file, temporary / file.name)
+            kept = tokenizer / "generation_config.json"
+            settings |= read_json(kept) if kept.exists() else {}
+        else:
+            tokenizer.save(temporary)
+        write_json(temporary / "generation_config.json", settings | (generation or {}))
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Read the network of a checkpoint folder.
+def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
+    """Read the network of a checkpoint folder, of a family or of any other causal language model of transformers.
+
+    Args:
+        dtype: to compute in; None keeps every tensor as it is stored (without a family: the type ``config.json`` names).
 
     Raises:
-        UserError: a missing or damaged file, or a shape that contradicts ``config.json``.
+        UserError: a missing or damaged file, a model type that is not known, pickled weights, or a tensor that is
+            missing, surplus or of another shape than ``config.json`` says.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a checkpoint folder; give a folder with config.json and model.safetensors")
-    config = ModelConfig.from_hf(read_json(folder / "config.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} holds no .safetensors file; give a complete checkpoint folder")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or cut short ({error}); restore it or train the stage again") from error
-    model = Backbone(config)
+    settings = read_json(folder / "config.json")
+    if is_foreign(settings):
+        _Stored(folder)  # what transformers would say less clearly: pickles, missing and damaged files
+        return ForeignModel.load(folder, dtype)
+    config = ModelConfig.from_hf(settings)
+    family, stored = FAMILIES[config.family], _Stored(folder)
+    places = {plain: name for name in stored.files if (plain := family.name(name)) is not None}
+    with torch.device("meta"):
+        model = Backbone(config)
+    empty, ours = model.state_dict(), {}
     try:
-        ours = from_hf_weights(weights, config)
-        known = to_hf_weights({name: tensor.to("meta") for name, tensor in ours.items()}, config)
-        unknown = weights.keys() - known.keys() - {"lm_head.weight"}  # some writers repeat the tied embedding
-        if unknown:
-            raise KeyError(f"no place for {min(unknown)}")
-        model.load_state_dict(ours)
-    except (KeyError, RuntimeError, IndexError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{folder}: the weights do not fit config.json ({reason}); restore the folder") from error
-    return model.to(dtype)
+        slots = list(family.tensors(config))
+        surplus = places.keys() - {name for slot in slots for name in slot.theirs}
+        surplus -= {"lm_head.weight"}  # some writers repeat the tied embedding
+        for slot in slots:
+            parts = []
+            for name, part in zip(slot.theirs, slot.split(empty[slot.ours]), strict=True):
+                if name not in places:
+                    raise _MisfitError(f"it lacks {name}")
+                tensor = stored.read(places[name])
+                if tensor.shape != part.shape:
+                    raise _MisfitError(f"{name} is {list(tensor.shape)} and not {list(part.shape)}")
+                parts.append(tensor)
+            ours[slot.ours] = slot.join(parts)
+        if surplus:
+            raise _MisfitError(f"there is no place for {min(surplus)}")
+    except _MisfitError as error:
+        raise UserError(f"{folder}: the weights do not fit config.json ({error}); restore the folder") from error
+    model.load_state_dict(ours, assign=True)
+    return model if dtype is None else model.to(dtype)
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Backbone, Tokenizer]:
+class _MisfitError(Exception):
+    """A tensor that contradicts ``config.json``."""
+
+
+class _Stored:
+    """The tensors of a folder's safetensors files, read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._open: dict[Path, Any] = {}
+        self.files: dict[str, Path] = {}
+        listed = self._listed(folder)
+        for path in listed:
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+                self.files |= dict.fromkeys(self._open[path].keys(), path)
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} is damaged or cut short ({error}); restore it or train the stage again"
+                ) from error
+
+    @staticmethod
+    def _listed(folder: Path) -> list[Path]:
+        """Files that the index names, or every safetensors file where there is no index."""
+        if (folder / _INDEX).exists():
+            places = read_json(folder / _INDEX).get("weight_map")
+            if not isinstance(places, dict):
+                raise UserError(f"{folder / _INDEX} has no weight_map; restore it")
+            paths = [folder / name for name in sorted(set(places.values()))]
+            missing = next((path for path in paths if not path.is_file()), None)
+            if missing is not None:
+                raise UserError(f"{missing} is missing, though {_INDEX} names it; give a complete checkpoint folder")
+            return paths
+        if files := sorted(folder.glob("*.safetensors")):
+            return files
+        pickled = next((file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))), None)
+        if pickled is not None:
+            raise UserError(
+                f"{folder} holds its weights as a pickle ({pickled}), and opening one runs whatever code is in it; "
+                "save the model again as safetensors"
+            )
+        raise UserError(f"{folder} holds no .safetensors file; give a complete checkpoint folder")
+
+    def read(self, name: str) -> Tensor:
+        path = self.files[name]
+        try:
+            return self._open[path].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged or cut short ({error}); restore it") from error
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype | None = torch.float32) -> tuple[LanguageModel, Tokenizer]:
     """Read network and tokenizer of a checkpoint folder.
 
     Raises:

@@ -1,157 +1,261 @@
-"""The shape of an LFM2 model, as Minnow and as Hugging Face write it."""
+"""The shape of a decoder: for every layer its mixer and its feed-forward, and what surrounds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from minnow.errors import UserError
 
 CONV = "conv"
 ATTENTION = "full_attention"
+SLIDING = "sliding_attention"
+DELTA = "gated_delta"
+LINEAR = "gated_linear"
+
+Activation = Literal["silu", "gelu"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Longer wavelengths for longer contexts.
+
+    Attributes:
+        kind: ``"linear"`` divides every frequency by ``factor``; ``"llama3"`` only the slow ones, with a smooth step
+            between ``high`` and ``low`` turns over the ``original`` context.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embeddings (arXiv 2104.09864).
+
+    Attributes:
+        share: part of each head that turns.
+        proportional: where ``share < 1``, False turns the head's first dimensions as a smaller head of their own;
+            True turns the fastest frequencies of the whole head and leaves the slow ones still (LFM3).
+    """
+
+    theta: float
+    share: float = 1.0
+    proportional: bool = False
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal grouped-query attention.
+
+    Attributes:
+        window: positions a query sees, itself included; None for all.
+        qk_norm: RMS norm of every query and key head before rotation.
+        output_gate: sigmoid gate on the heads' outputs from the layer's input: one number per ``"head"`` (LFM3) or per
+            ``"element"`` (Qwen3.5).
+        scale: of the scores; None for ``head_dim ** -0.5``.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    window: int | None = None
+    qk_norm: bool = True
+    output_gate: Literal["head", "element"] | None = None
+    scale: float | None = None
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key/value heads; "
+                "choose num_heads as a multiple of num_kv_heads"
+            )
+        if self.head_dim % 2 or self.rotary_dim % 2:
+            odd = self.head_dim if self.head_dim % 2 else self.rotary_dim
+            raise UserError(f"head_dim is {odd}; rotary embeddings need an even number")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window is {self.window}; a query needs to see at least itself, choose 1 or more")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Width of the part of a head that the rotary table spans."""
+        return self.head_dim if self.rope.proportional else int(self.head_dim * self.rope.share)
+
+    @property
+    def kind(self) -> str:
+        return ATTENTION if self.window is None else SLIDING
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """LFM2's gated short convolution (arXiv 2511.23404): ``kernel`` taps, as wide as the residual stream."""
+
+    kernel: int = 3
+
+    @property
+    def kind(self) -> str:
+        return CONV
+
+
+@dataclass(frozen=True)
+class GatedDelta:
+    """Gated delta net (arXiv 2412.06464) in Qwen3.5's form: convolution before, gated norm after.
+
+    Attributes:
+        key_dim, value_dim: of one head.
+        kernel: taps of the convolution over queries, keys and values.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+
+    def __post_init__(self) -> None:
+        if self.value_heads % self.key_heads:
+            raise UserError(
+                f"{self.value_heads} value heads cannot share {self.key_heads} key heads; "
+                "choose value_heads as a multiple of key_heads"
+            )
+
+    @property
+    def kind(self) -> str:
+        return DELTA
+
+
+@dataclass(frozen=True)
+class GatedLinear:
+    """Gated linear attention (arXiv 2312.06635).
+
+    Attributes:
+        key_dim, value_dim: of one head.
+        gate_rank: width of the low-rank map that gives the decay of every key dimension.
+        temperature: the decay is ``sigmoid(gate) ** (1 / temperature)``.
+    """
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    gate_rank: int = 16
+    temperature: float = 16.0
+
+    @property
+    def kind(self) -> str:
+        return LINEAR
+
+
+Mixer = Attention | ShortConv | GatedDelta | GatedLinear
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``down(activation(gate(x)) * up(x))``: SwiGLU, or GeGLU with the tanh form of gelu."""
+
+    width: int
+    activation: Activation = "silu"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Mixture of experts with a sigmoid router, in LFM2-MoE's form.
+
+    Attributes:
+        active: experts that each token goes to.
+        width: of one expert.
+        normalise: the chosen experts' weights are divided by their sum, and multiplied by ``scale``.
+        selection_bias: a number per expert that is added for the choice and not for the weight.
+    """
+
+    experts: int
+    active: int
+    width: int
+    activation: Activation = "silu"
+    normalise: bool = True
+    scale: float = 1.0
+    selection_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.experts:
+            raise UserError(
+                f"{self.active} of {self.experts} experts cannot be active; choose between 1 and {self.experts}"
+            )
+
+
+FeedForward = Dense | Experts
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One layer: what mixes positions, and what transforms each."""
+
+    mixer: Mixer
+    feed_forward: FeedForward
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of one decoder in the LFM2 form (arXiv 2511.23404; transformers ``Lfm2Config``).
+    """Shape of one decoder.
 
     Attributes:
-        layer_types: mixer of each layer, ``"conv"`` or ``"full_attention"``.
-        intermediate_size: width of the SwiGLU feed-forward as it is, never adjusted.
-        conv_kernel: taps of the causal depthwise convolution (``conv_L_cache``).
+        family: whose checkpoint format it is written in, a name in :data:`minnow.model.families.FAMILIES`.
+        norm_offset: norms multiply by ``1 + weight``; else by ``weight``.
+        sandwich: a norm after each mixer and feed-forward too, before the residual stream takes them.
+        tied: the output head is the embedding.
+        embedding_scale: multiplies embeddings on their way in.
+        logit_softcap: logits become ``logit_softcap * tanh(logits / logit_softcap)``.
+        pad_id, bos_id: None where the family has none.
     """
 
+    family: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    layer_types: tuple[str, ...]
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    conv_kernel: int = 3
+    layers: tuple[LayerConfig, ...]
     norm_eps: float = 1e-5
-    rope_theta: float = 1e6
+    norm_offset: bool = False
+    sandwich: bool = False
+    tied: bool = True
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
     max_positions: int = 128_000
-    pad_id: int = 0
-    bos_id: int = 1
+    pad_id: int | None = 0
+    bos_id: int | None = 1
     eos_id: int = 7
-
-    def __post_init__(self) -> None:
-        unknown = set(self.layer_types) - {CONV, ATTENTION}
-        if unknown:
-            raise UserError(f"unknown mixer {min(unknown)!r}; the mixers are {CONV!r} and {ATTENTION!r}")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads; "
-                "choose num_heads as a multiple of num_kv_heads"
-            )
-        if self.head_dim % 2:
-            raise UserError(f"head_dim is {self.head_dim}; rotary embeddings need an even number")
-        if self.num_heads * self.head_dim != self.hidden_size:
-            raise UserError(
-                f"{self.num_heads} heads of {self.head_dim} make {self.num_heads * self.head_dim}, not the hidden size "
-                f"{self.hidden_size}; an LFM2 checkpoint needs num_heads * head_dim = hidden_size"
-            )
 
     @property
     def num_layers(self) -> int:
-        return len(self.layer_types)
+        return len(self.layers)
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """Kind of each layer's mixer: :data:`CONV`, :data:`ATTENTION`, :data:`SLIDING`, …"""
+        return tuple(layer.mixer.kind for layer in self.layers)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face ``lfm2`` config, the auto-adjusted feed-forward width and older key names included.
+        """Read the ``config.json`` of any family.
 
         Raises:
-            UserError: another model type, or a form of LFM2 this backbone does not compute.
+            UserError: another model type, a key that is missing, or a form this backbone does not compute.
         """
-        if not isinstance(config, Mapping) or config.get("model_type") != "lfm2":
-            kind = config.get("model_type") if isinstance(config, Mapping) else type(config).__name__
-            raise UserError(
-                f"model_type is {kind!r}; Minnow's backbone reads 'lfm2' checkpoints, "
-                "convert the model or choose another one"
-            )
-        try:
-            return cls._read(config)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"config.json is not a complete 'lfm2' config ({reason}); restore the file") from error
+        from minnow.model.families import read_config
 
-    @classmethod
-    def _read(cls, config: Mapping[str, Any]) -> ModelConfig:
-        if config.get("conv_bias"):
-            raise UserError("conv_bias is set; no published LFM2 uses it and Minnow does not compute it")
-        if not config.get("tie_embedding", config.get("tie_word_embeddings", True)):
-            raise UserError("the output head is not tied to the embedding; no published LFM2 does so, choose another")
-        hidden = int(config["hidden_size"])
-        width = int(config.get("block_ff_dim") or config["intermediate_size"])
-        if config.get("block_auto_adjust_ff_dim", True):
-            width = int(2 * width / 3)
-            multiplier = config.get("block_ffn_dim_multiplier", 1.0)
-            if multiplier is not None:  # transformers rounds only where there is a multiplier
-                multiple = int(config.get("block_multiple_of", 256))
-                width = multiple * -(-int(float(multiplier) * width) // multiple)
-        layer_types = config.get("layer_types")
-        if layer_types is None:
-            attention = config.get("full_attn_idxs")
-            every = range(int(config["num_hidden_layers"]))
-            layer_types = [ATTENTION if attention is None or i in attention else CONV for i in every]
-        rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise UserError(f"rope_type {rope['rope_type']!r} is not an LFM2 form; only 'default' is computed")
-        heads = int(config["num_attention_heads"])
-        eos = config.get("eos_token_id", 7)
-        pad, bos = config.get("pad_token_id"), config.get("bos_token_id")
-        return cls(
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=hidden,
-            intermediate_size=width,
-            layer_types=tuple(layer_types),
-            num_heads=heads,
-            num_kv_heads=int(config["num_key_value_heads"]),
-            head_dim=hidden // heads,
-            conv_kernel=int(config.get("conv_L_cache", 3)),
-            norm_eps=float(config.get("norm_eps", 1e-5)),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 1e6))),
-            max_positions=int(config.get("max_position_embeddings", 128_000)),
-            pad_id=0 if pad is None else int(pad),
-            bos_id=1 if bos is None else int(bos),
-            eos_id=int(eos[0] if isinstance(eos, list) else eos),
-        )
+        return read_config(config)
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that transformers, llama.cpp's and MLX's readers expect (``block_dim`` is for MLX)."""
-        return {
-            "architectures": ["Lfm2ForCausalLM"],
-            "model_type": "lfm2",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "block_dim": self.hidden_size,
-            "conv_dim": self.hidden_size,
-            "conv_dim_out": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "block_ff_dim": self.intermediate_size,
-            "block_auto_adjust_ff_dim": False,
-            "block_multiple_of": 256,
-            "block_ffn_dim_multiplier": 1.0,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "layer_types": list(self.layer_types),
-            "full_attn_idxs": [i for i, kind in enumerate(self.layer_types) if kind == ATTENTION],
-            "conv_L_cache": self.conv_kernel,
-            "conv_bias": False,
-            "norm_eps": self.norm_eps,
-            "block_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "max_position_embeddings": self.max_positions,
-            "tie_word_embeddings": True,
-            "tie_embedding": True,
-            "pad_token_id": self.pad_id,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_id,
-            "use_cache": True,
-            "dtype": "float32",
-        }
+        """The ``config.json`` of its family, as transformers and the runtimes beside it read it.
+
+        Raises:
+            UserError: the family has no words for some layer.
+        """
+        from minnow.model.families import FAMILIES
+
+        return FAMILIES[self.family].write(self)

@@ -11,7 +11,16 @@ import torch
 from minnow.model import kernels
 from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.model.backbone import Backbone
-from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.config import (
+    Attention,
+    Dense,
+    FeedForward,
+    GatedDelta,
+    GatedLinear,
+    Mixer,
+    ModelConfig,
+    ShortConv,
+)
 from minnow.model.kernels.reference import CHUNK_LOGITS
 from minnow.progress import duration, quantity
 from minnow.recipe.machine import machine, peak_rss_bytes
@@ -119,13 +128,32 @@ def activation_bytes(config: ModelConfig, tokens: int, item: int) -> int:
 
     Counts the inputs that the fused operations and the linear maps save; pure torch keeps a fixed factor more.
     """
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    values = config.num_layers * (4 * config.hidden_size + 3 * config.intermediate_size)
-    values += config.layer_types.count(CONV) * 4 * config.hidden_size
-    values += config.layer_types.count(ATTENTION) * 3 * (query + key)
-    values += 3 * config.hidden_size
+    width = config.hidden_size
+    values = 3 * width + sum(
+        4 * width + _mixer_values(layer.mixer, width) + _feed_forward_values(layer.feed_forward, width)
+        for layer in config.layers
+    )
     fused = item == 2 and kernels.describe().startswith("fused")
     return round(tokens * values * (item if fused else _UNFUSED_BYTES[item]))
+
+
+def _mixer_values(mixer: Mixer, width: int) -> int:
+    """Values per token that a mixer keeps for its backward pass; linear attention keeps more than is counted here."""
+    match mixer:
+        case Attention():
+            return 3 * mixer.head_dim * (mixer.heads + mixer.kv_heads)
+        case ShortConv():
+            return 4 * width
+        case GatedDelta():
+            return 12 * (mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim)
+        case GatedLinear():
+            return 12 * mixer.heads * (mixer.key_dim + mixer.value_dim)
+
+
+def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
+    if isinstance(feed_forward, Dense):
+        return 3 * feed_forward.width
+    return feed_forward.active * (3 * feed_forward.width + 2 * width)
 
 
 def _logit_bytes(config: ModelConfig, tokens: int, item: int) -> int:
@@ -196,7 +224,9 @@ def format_plan(numbers: dict[str, Any]) -> str:
     model, device, total = numbers["model"], numbers["machine"], numbers["total"]
     shape = f"{model['layers']} layers of width {model['hidden_size']}, vocabulary of {model['vocab_size']:,}"
     lines = [f"{numbers['name']}: {model['parameters']:,} parameters, {shape}"]
-    lines += [f"  {name:<10}{count:>14,}{model['shares'][name]:>8.1%}" for name, count in model["parts"].items()]
+    lines += [
+        f"  {name:<17}{count:>14,}{model['shares'][name]:>8.1%}" for name, count in model["parts"].items() if count
+    ]
     lines += [
         "",
         f"on {device['cpu']}, {device['cores']} cores, {_size(device['memory_bytes'])}",

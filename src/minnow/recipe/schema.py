@@ -12,7 +12,17 @@ from typing import Any, Literal
 import yaml
 
 from minnow.errors import UserError
-from minnow.model.config import ATTENTION, CONV, ModelConfig
+from minnow.model.config import (
+    Attention,
+    Dense,
+    GatedDelta,
+    GatedLinear,
+    LayerConfig,
+    Mixer,
+    ModelConfig,
+    Rope,
+    ShortConv,
+)
 from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
 
@@ -42,16 +52,23 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Shape of the backbone, in the LFM2 form; ``layers`` names each layer's mixer."""
+    """Shape of the backbone: LFM2's where every layer is ``conv`` or ``attn``, else Minnow's own.
+
+    Attributes:
+        layers: each layer's mixer: gated short convolution, attention over the whole document or over ``window``
+            positions, gated delta net, gated linear attention.
+        kv_heads: of attention; a delta net has as many key heads, and ``heads`` value heads.
+    """
 
     hidden_size: int
     intermediate_size: int
-    layers: tuple[Literal["conv", "attn"], ...]
+    layers: tuple[Literal["conv", "attn", "sliding", "delta", "linear"], ...]
     heads: int
     kv_heads: int
     head_dim: int
     vocab_size: int
     conv_kernel: int = 3
+    window: int = 32
     rope_theta: float = 1e6
     max_positions: int = 128_000
 
@@ -60,7 +77,7 @@ class ModelSettings:
             if name != "layers" and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if not self.layers:
-            raise UserError("layers is empty; list one mixer (conv or attn) per layer")
+            raise UserError("layers is empty; list one mixer (conv, attn, sliding, delta or linear) per layer")
         self.config(self.vocab_size)
 
     def config(self, vocab_size: int) -> ModelConfig:
@@ -69,19 +86,23 @@ class ModelSettings:
         Raises:
             UserError: widths and heads that do not go together.
         """
-        names = {"conv": CONV, "attn": ATTENTION}
-        return ModelConfig(
+        rope = Rope(self.rope_theta)
+        mixers: dict[str, Mixer] = {
+            "conv": ShortConv(self.conv_kernel),
+            "attn": Attention(self.heads, self.kv_heads, self.head_dim, rope),
+            "sliding": Attention(self.heads, self.kv_heads, self.head_dim, rope, window=self.window),
+            "delta": GatedDelta(self.kv_heads, self.heads, self.head_dim, self.head_dim),
+            "linear": GatedLinear(self.heads, self.head_dim, self.head_dim),
+        }
+        config = ModelConfig(
+            family="lfm2" if {"conv", "attn"}.issuperset(self.layers) else "minnow",
             vocab_size=-(-vocab_size // 32) * 32,
             hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            layer_types=tuple(names[layer] for layer in self.layers),
-            num_heads=self.heads,
-            num_kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            conv_kernel=self.conv_kernel,
-            rope_theta=self.rope_theta,
+            layers=tuple(LayerConfig(mixers[layer], Dense(self.intermediate_size)) for layer in self.layers),
             max_positions=self.max_positions,
         )
+        config.to_hf()
+        return config
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.loops import Loop, LoopWatch, find_loop
-from minnow.model.backbone import Backbone
+from minnow.model import kernels
+from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
@@ -46,7 +46,7 @@ def _uniform(rows: Sequence[_Row]) -> np.ndarray:
 
 
 class TorchEngine:
-    """Answers prompts with a :class:`Backbone`.
+    """Answers prompts with a language model.
 
     Rows decode together, up to ``rows`` at a time; when a quarter of them has finished, the rest is compacted and
     new prompts come in. Equal prompts are read once. Sampling noise is a function of the seed, the place of the prompt
@@ -57,7 +57,7 @@ class TorchEngine:
         min_refill: finished rows that trigger compaction and refill, as a share of the rows in flight.
     """
 
-    def __init__(self, model: Backbone, tokenizer: Tokenizer, rows: int = 512, min_refill: float = 0.25) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, rows: int = 512, min_refill: float = 0.25) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.rows, self.min_refill = rows, min_refill
 
@@ -77,6 +77,10 @@ class TorchEngine:
                     f"prompt {name!r} ({len(ids)} tokens) and {one.max_new_tokens} new ones exceed the context of "
                     f"{self.model.config.max_positions}; shorten the prompt or ask for fewer tokens"
                 )
+        with self.model.decoding():
+            return self._decode(prompts, samplings)
+
+    def _decode(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Rollout]:
         # Longest prompts first: rows of like length share a prefill, and equal prompts come together.
         waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), prompts[i][1]))
         results: dict[int, Rollout] = {}
@@ -138,16 +142,16 @@ class TorchEngine:
 
     def _choose(self, hidden: Tensor, flight: list[_Row]) -> tuple[Tensor, Tensor]:
         """Next token and its log-probability for every row."""
-        logits = F.linear(hidden, self.model.head).float()
-        total = logits.logsumexp(-1)  # rows of the embedding that stand for no token count, as they do in training
-        logits[:, self.tokenizer.vocab_size :] = float("-inf")
-        chosen = logits.argmax(-1)
+        logits = self.model.logits(hidden).float()
+        # Rows of the embedding that stand for no token count in the total, as they do in training.
+        chosen, total = kernels.highest(logits, self.tokenizer.vocab_size)
         drawn = [place for place, row in enumerate(flight) if row.sampling.temperature > 0 and not row.done]
         if drawn:
             places = torch.tensor(drawn)
             rows = [flight[place] for place in drawn]
             temperatures = torch.tensor([row.sampling.temperature for row in rows])
-            cumulative = torch.softmax(logits[places] / temperatures[:, None], -1).cumsum(-1)
+            tokens = logits[places, : self.tokenizer.vocab_size]
+            cumulative = torch.softmax(tokens / temperatures[:, None], -1).cumsum(-1)
             # The last entry misses 1 by rounding, so the draw is scaled by it; strictly below it the draw always falls
             # on a token that has a probability.
             whole = cumulative[:, -1:]

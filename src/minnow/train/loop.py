@@ -17,7 +17,7 @@ import torch
 
 from minnow.errors import UserError
 from minnow.files import whole_file
-from minnow.model.backbone import Backbone
+from minnow.model.language_model import LanguageModel
 from minnow.train.objectives import Objective
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype
@@ -81,7 +81,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Backbone,
+        model: LanguageModel,
         objective: Objective,
         batches: Callable[[int], Sequence[Any]],
         settings: TrainSettings,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minnow.model import kernels
-from minnow.model.backbone import Backbone
+from minnow.model.language_model import LanguageModel
 
 
 class TokenBatch(Protocol):
@@ -34,13 +34,14 @@ class Loss:
     metrics: dict[str, float]
 
 
-Objective = Callable[[Backbone, Any], Loss]
+Objective = Callable[[LanguageModel, Any], Loss]
 
 
-def next_token(model: Backbone, batch: TokenBatch) -> Loss:
+def next_token(model: LanguageModel, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
     hidden = model(batch.tokens, batch.documents)
-    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten())
+    softcap = model.config.logit_softcap
+    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
 
 
@@ -110,10 +111,11 @@ def pack_sequences(
     return SequenceBatch(tokens, targets, documents, sequences, known, torch.tensor([len(c) for c in completions]))
 
 
-def completion_log_probs(model: Backbone, batch: SequenceBatch) -> Tensor:
+def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     """Log-probability of every target, ``[rows, T]`` float32, zero where nothing is trained."""
     hidden = model(batch.tokens, batch.documents)
-    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten())
+    softcap = model.config.logit_softcap
+    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return flat.view(batch.targets.shape)
 
 
@@ -135,7 +137,7 @@ class Preference:
     beta: float = 5.0
     sft: float = 0.5
 
-    def __call__(self, model: Backbone, batch: SequenceBatch) -> Loss:
+    def __call__(self, model: LanguageModel, batch: SequenceBatch) -> Loss:
         log_probs = completion_log_probs(model, batch)
         means = _per_sequence_mean(log_probs, batch)
         margins = _per_sequence_mean(log_probs - batch.reference, batch)
@@ -173,7 +175,7 @@ class PolicyGradient:
     clip_high: float = 0.28
     kl: float = 0.0
 
-    def __call__(self, model: Backbone, batch: PolicyBatch) -> Loss:
+    def __call__(self, model: LanguageModel, batch: PolicyBatch) -> Loss:
         log_probs = completion_log_probs(model, batch)
         trained = batch.trained
         difference = (log_probs - batch.reference)[trained]

@@ -1,27 +1,36 @@
 """Operations of the model and its training between the matrix products, fused where the machine allows it.
 
-Every function looks at its input: bfloat16 on the CPU takes the fused C kernel, anything else (other devices, other
-precisions, no C compiler, ``MINNOW_KERNELS=torch``) the torch reference of the same name. :func:`describe` says which
-this process has. Gradients flow through all of them.
+Every function looks at its input:
+
+=====================================  ===============================================================================
+bfloat16 on the CPU                    :mod:`.fused`: C kernels, compiled on first use
+bfloat16 or float16 on a GPU           :mod:`.accelerated`: kernels of other projects for the mixers, where installed
+anything else, and where those lack    :mod:`.reference` and :mod:`.recurrences`: plain torch
+=====================================  ===============================================================================
+
+``MINNOW_KERNELS=torch`` in the environment asks for plain torch everywhere. :func:`describe` says what this process
+has. Gradients flow through all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from minnow.model.kernels import build, fused, fused_training, reference
+from minnow.model.kernels import accelerated, build, decoding, fused, fused_training, recurrences, reference
 from minnow.model.kernels.reference import IGNORED
 
 _MOST_TAPS = 8
 
 
-def describe() -> str:
-    """Which implementation this process uses, and why where it is not the fused one. Compiles on first use."""
-    return build.load().description
+def describe(device: torch.device | str = "cpu") -> str:
+    """Which implementations run on ``device``, and why no faster one does. Compiles or imports them on first use."""
+    return accelerated.describe() if torch.device(device).type == "cuda" else build.load().description
 
 
 def _fusable(*tensors: Tensor) -> bool:
@@ -32,19 +41,43 @@ def _fusable(*tensors: Tensor) -> bool:
     )
 
 
+def _fastest(*tensors: Tensor) -> ModuleType:
+    """Where no gradient is wanted, the way around autograd: it would cost as much again in a decoding step."""
+    if not _fusable(*tensors):
+        return reference
+    return fused if torch.is_grad_enabled() else decoding
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x²) + eps) * weight`` over the last dimension; ``x [..., D]``, ``weight [D]`` of any dtype."""
-    return (fused if _fusable(x) else reference).rms_norm(x, weight, eps)
+    return _fastest(x).rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``(x + residual, rms_norm(x + residual))``, both ``[..., D]``."""
-    return (fused if _fusable(x, residual) else reference).add_rms_norm(x, residual, weight, eps)
+    return _fastest(x, residual).add_rms_norm(x, residual, weight, eps)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` of ``[..., 2F] = [gate, up]``, giving ``[..., F]``."""
-    return (fused if _fusable(gate_up) else reference).swiglu(gate_up)
+    return _fastest(gate_up).swiglu(gate_up)
+
+
+def rms_norm_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm(x) * silu(gate)``, both ``[..., D]``."""
+    return reference.rms_norm_gated(x, gate, weight, eps)
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    """``gelu(gate) * up`` with the tanh form of gelu; shapes as :func:`swiglu`."""
+    return _fastest(gate_up).geglu(gate_up)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
+    """``silu`` of a causal depthwise convolution of ``x [B, T, D]``; the rest as :func:`short_conv`."""
+    fits = _fusable(x) and weight.shape[1] <= _MOST_TAPS
+    fast = fused if fits else accelerated if accelerated.serves("convolution", x, weight) else reference
+    return fast.causal_conv_silu(x, weight, documents)
 
 
 def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -59,7 +92,8 @@ def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> 
         ``[B, T, D]``.
     """
     fits = _fusable(bcx) and weight.shape[1] <= _MOST_TAPS
-    return (fused if fits else reference).short_conv(bcx, weight, documents)
+    fast = fused if fits else accelerated if accelerated.serves("convolution", bcx, weight) else reference
+    return fast.short_conv(bcx, weight, documents)
 
 
 def qk_norm_rope(
@@ -71,7 +105,8 @@ def qk_norm_rope(
         q: ``[B, T, H, h]``; may be a slice of a wider projection.
         k: ``[B, T, G, h]``, likewise.
         q_weight, k_weight: ``[h]``.
-        cos, sin: ``[T, h]``, or ``[B, T, h]`` where rows are at different positions.
+        cos, sin: ``[T, h]``, or ``[B, T, h]`` where rows are at different positions, the second half like the
+            first; a table narrower than a head turns its first dimensions.
 
     Returns:
         q and k in the same layout, contiguous.
@@ -80,23 +115,154 @@ def qk_norm_rope(
     return (fused if fits else reference).qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-    """Causal grouped-query attention inside documents, scores scaled by ``1/sqrt(h)``.
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`qk_norm_rope` without the norm."""
+    return (fused if _fusable(q, k) else reference).rope(q, k, cos, sin)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal grouped-query attention inside documents.
 
     Args:
         q: ``[B, T, H, h]``.
         k, v: ``[B, T, G, h]``; query heads ``i * H / G`` to ``(i + 1) * H / G`` share key head ``i``.
         documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+        window: positions that a query sees at most, itself included.
+        scale: of the scores, ``1/sqrt(h)`` unless given.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
 
     Returns:
         ``[B, T, H, h]``.
     """
-    fits = _fusable(q, k, v) and q.shape[-1] % 16 == 0
-    return (fused if fits else reference).attention(q, k, v, documents)
+    if softcap is None and _fusable(q, k, v) and q.shape[-1] % 16 == 0:
+        return fused.attention(q, k, v, documents, window, scale)
+    served = accelerated.serves("attention", q, v)
+    return (accelerated if served else reference).attention(q, k, v, documents, window, scale, softcap)
 
 
-def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of ``hidden @ head.T``, summed over trained positions, without holding all logits.
+def attention_step(
+    qkv: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    rotary: tuple[Tensor, Tensor],
+    lengths: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """One position of attention per row: norm and rotation as :func:`qk_norm_rope`, then :func:`attention`.
+
+    Args:
+        qkv: ``[B, at least (H + 2G) h]``, beginning with a position's queries, keys and values.
+        norms: weights ``[h]`` of the queries' and keys' norms, None without.
+        rotary: cosines and sines of the rows' positions ``[B, turning]``.
+        lengths: ``[B]`` positions that each row holds already.
+        keys, values: ``[B, G, S, h]``; the new ones are written at ``lengths % S``, so that a cache as long as a
+            window is a ring.
+
+    Returns:
+        ``[B, H, h]``.
+    """
+    plain = softcap is None and keys.shape[-1] in decoding.HEAD_DIMS and keys.is_contiguous() and values.is_contiguous()
+    if plain and _fusable(qkv, keys, values):
+        return decoding.attention_step(qkv, norms, eps, rotary, lengths, keys, values, heads, scale)
+    return reference.attention_step(qkv, norms, eps, rotary, lengths, keys, values, heads, scale, softcap)
+
+
+def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
+    """One position ``bcx [B, 3D]`` of :func:`short_conv`; ``inputs [B, K - 1, D]``, oldest first, moves on by one."""
+    fits = _fusable(bcx, weight) and inputs.is_contiguous()
+    return (decoding if fits else reference).short_conv_step(bcx, weight, inputs)
+
+
+def pack(weight: Tensor) -> Tensor | None:
+    """A copy of ``weight [N, K]`` for :func:`linear`, or None where that would bring nothing."""
+    return decoding.pack(weight) if _fusable(weight) and decoding.can_pack(weight) else None
+
+
+def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
+    """``x [..., K]`` times ``weight [N, K]``; faster where ``weight`` was packed, if no gradient is wanted."""
+    if packed is None or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    return decoding.linear(x, packed, len(weight), torch.bfloat16)
+
+
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gated delta rule (arXiv 2412.06464) over rows of documents; queries and keys are brought to unit length.
+
+    Args:
+        q, k: ``[B, T, G, K]``; value heads ``i * H / G`` to ``(i + 1) * H / G`` share key head ``i``.
+        v: ``[B, T, H, V]``.
+        log_decay: ``[B, T, H]``, at most 0.
+        strength: ``[B, T, H]``, 0 where a position writes nothing.
+        documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+
+    Returns:
+        ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
+    """
+    fits = _fusable(q, k, v) and q.shape[-1] % 16 == v.shape[-1] % 16 == 0
+    fast = fused if fits else accelerated if accelerated.serves("gated delta", q, v) else recurrences
+    return fast.gated_delta(q, k, v, log_decay, strength, documents)
+
+
+def gated_delta_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of :func:`gated_delta`, without its dimension ``T``: output ``[B, H, V]`` and the new memory."""
+    served = accelerated.serves("gated delta", q, v)
+    return (accelerated if served else recurrences).gated_delta_step(q, k, v, log_decay, strength, memory)
+
+
+def gated_linear(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gated linear attention (arXiv 2312.06635) over rows of documents.
+
+    Args:
+        q, k, log_decay: ``[B, T, H, K]``; decays are at most 0.
+        v: ``[B, T, H, V]``.
+        documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+
+    Returns:
+        ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
+    """
+    served = accelerated.serves("gated linear", q, v)
+    return (accelerated if served else recurrences).gated_linear(q, k, v, log_decay, documents)
+
+
+def gated_linear_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """One position of :func:`gated_linear`, without its dimension ``T``: output ``[B, H, V]`` and the new memory."""
+    served = accelerated.serves("gated linear", q, v)
+    return (accelerated if served else recurrences).gated_linear_step(q, k, v, log_decay, memory)
+
+
+def logits(hidden: Tensor, head: Tensor, softcap: float | None = None, packed: Tensor | None = None) -> Tensor:
+    """``hidden @ head.T`` in float32 (float64 for float64 input), capped to ``softcap * tanh(logits / softcap)``."""
+    if softcap is None and packed is not None and not torch.is_grad_enabled():
+        return decoding.linear(hidden, packed, len(head), torch.float32)
+    return reference.logits(hidden, head, softcap)
+
+
+def highest(logits: Tensor, among: int) -> tuple[Tensor, Tensor]:
+    """For each row of ``logits [B, V]`` the first place of the highest of its first ``among``, and its logsumexp."""
+    fused_here = logits.dtype == torch.float32 and logits.device.type == "cpu" and build.load().library is not None
+    return (decoding if fused_here and logits.is_contiguous() else reference).highest(logits, among)
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """Cross-entropy of :func:`logits`, summed over trained positions, without holding all logits.
 
     Args:
         hidden: ``[N, D]``.
@@ -109,12 +275,16 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
     Raises:
         IndexError: a target outside the vocabulary.
     """
-    return (fused_training if _fusable(hidden, head) else reference).linear_cross_entropy(hidden, head, targets)
+    if softcap is None and _fusable(hidden, head):
+        return fused_training.linear_cross_entropy(hidden, head, targets)
+    return reference.linear_cross_entropy(hidden, head, targets, softcap)
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Log-probability of each target ``[N]``, 0 where ignored; arguments as :func:`linear_cross_entropy`."""
-    return (fused_training if _fusable(hidden, head) else reference).token_log_probs(hidden, head, targets)
+    if softcap is None and _fusable(hidden, head):
+        return fused_training.token_log_probs(hidden, head, targets)
+    return reference.token_log_probs(hidden, head, targets, softcap)
 
 
 def grad_norm(grads: Sequence[Tensor]) -> float:
@@ -169,12 +339,26 @@ __all__ = [
     "adamw_step",
     "add_rms_norm",
     "attention",
+    "attention_step",
+    "causal_conv_silu",
     "describe",
+    "gated_delta",
+    "gated_delta_step",
+    "gated_linear",
+    "gated_linear_step",
+    "geglu",
     "grad_norm",
+    "highest",
+    "linear",
     "linear_cross_entropy",
+    "logits",
+    "pack",
     "qk_norm_rope",
     "rms_norm",
+    "rms_norm_gated",
+    "rope",
     "short_conv",
+    "short_conv_step",
     "swiglu",
     "token_log_probs",
 ]

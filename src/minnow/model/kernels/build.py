@@ -1,4 +1,4 @@
-"""Compiles ``kernels.c`` on first use, once per source, compiler and processor, and loads it."""
+"""Compiles the C sources on first use, once per source, compiler and processor, and loads the library."""
 
 from __future__ import annotations
 
@@ -23,28 +23,49 @@ from minnow.files import whole_file
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c")]
+HEADER = Path(__file__).with_name("common.h")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _CODES = {"p": _POINTER, "l": _LONG, "f": _FLOAT}
 # Arguments after the leading thread count: p pointer, l long, f float.
 _SIGNATURES = {
-    "rms_norm_forward": "llppppfpp",
+    "rms_norm_forward": "llpppppfpp",
     "rms_norm_backward": "lllpppppppp",
     "swiglu_forward": "llpp",
     "swiglu_backward": "llppp",
+    "geglu_forward": "llpp",
+    "geglu_backward": "llppp",
+    "conv_silu_forward": "lllllppppp",
+    "conv_silu_backward": "lllllpppppppp",
+    "rope": "llllllpppp",
     "short_conv_forward": "llllppppp",
     "short_conv_backward": "llllpppppppp",
     "norm_rope_forward": "lllllppppfp",
     "norm_rope_backward": "llllllppppfpppp",
-    "attention_forward": "lllllplplplpppp",
-    "attention_backward": "lllllplplplpppppppp",
+    "attention_forward": "llllllfplplplpppp",
+    "attention_backward": "llllllfplplplpppppppp",
+    "delta_forward": "llllllplplplppppppp",
+    "delta_backward": "llllllplplplppppppppppp",
     "cross_entropy": "llppppp",
     "accumulate": "lpp",
     "adamw": "lppppppfffffff",
     "sum_squares": "lppp",
+    "short_conv_step": "lllpppp",
+    "attention_step": "lllllllpppppfpppfpppp",
+    "highest": "lllppp",
 }
+_PACKED_SIGNATURES = {"pack": "llpp", "linear_packed": "lllpppp"}
+"""Only where the processor multiplies pairs of bfloat16."""
+
+
+TORCH_ONLY = "MINNOW_KERNELS=torch"
+"""What in the environment asks for plain torch."""
+
+
+def torch_only() -> bool:
+    return os.environ.get("MINNOW_KERNELS") == "torch"
 
 
 @dataclass(frozen=True)
@@ -61,8 +82,8 @@ def load() -> Kernels:
 
     ``MINNOW_KERNELS=torch`` in the environment asks for plain torch.
     """
-    if os.environ.get("MINNOW_KERNELS") == "torch":
-        return Kernels(None, "pure torch: MINNOW_KERNELS=torch")
+    if torch_only():
+        return Kernels(None, f"pure torch: {TORCH_ONLY}")
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or shutil.which(compiler) is None:
         return Kernels(None, "pure torch: no C compiler found")
@@ -75,16 +96,17 @@ def load() -> Kernels:
         return Kernels(None, f"pure torch: {compiler} failed: {reason[0] if reason else error}")
     except OSError as error:
         return Kernels(None, f"pure torch: {error}")
-    for name, codes in _SIGNATURES.items():
+    for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
         function = getattr(library, name)
         function.argtypes = [ctypes.c_int, *(_CODES[code] for code in codes)]
         function.restype = None
     library.sum_squares.restype = ctypes.c_double
     library.document_starts.argtypes = [_LONG, _LONG, _POINTER, _POINTER]
     library.document_starts.restype = None
-    for name in ("short_conv_blocks", "attention_scratch", "short_conv_scratch"):
+    sizes = ("short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch")
+    for name in (*sizes, "attention_step_scratch"):
         function = getattr(library, name)
-        function.argtypes = [_LONG] if name == "short_conv_scratch" else [_LONG, _LONG]
+        function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]
         function.restype = _LONG
     number = re.search(r"\d+\.\d+(\.\d+)?", version)
     threads = "OpenMP of torch" if openmp else "one thread"
@@ -118,17 +140,20 @@ def _compiled(compiler: str, version: str, openmp: bool) -> Path:
         flags.append("-mprefer-vector-width=512")
     flags.append("-fopenmp" if openmp else "-fopenmp-simd")
     key = hashlib.sha256()
-    for part in (SOURCE.read_bytes(), compiler.encode(), version.encode(), " ".join(flags).encode(), _processor()):
+    code = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
+    for part in (code, compiler.encode(), version.encode(), " ".join(flags).encode(), _processor()):
         key.update(part + b"\0")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow" / key.hexdigest()[:16]
     target = folder / "kernels.so"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory() as scratch:
-        built, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(built)])
+        linked = Path(scratch) / "kernels.so"
+        built = [Path(scratch) / source.with_suffix(".o").name for source in SOURCES]
+        for source, target_object in zip(SOURCES, built, strict=True):
+            _run([compiler, *flags, "-c", str(source), "-o", str(target_object)])
         # No -fopenmp here: the OpenMP symbols are to be those of the runtime already loaded.
-        _run([compiler, "-shared", str(built), "-o", str(linked), "-lm"])
+        _run([compiler, "-shared", *map(str, built), "-o", str(linked), "-lm"])
         try:
             with whole_file(target) as partial:
                 shutil.copyfile(linked, partial)

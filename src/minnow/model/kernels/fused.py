@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from minnow.model.kernels.build import floats, library, pointer, threads
+from minnow.model.kernels.recurrences import DELTA_CHUNK
 
 
 def _blocks(rows: int) -> int:
@@ -32,7 +33,7 @@ class _RMSNorm(Function):
         rows = x.numel() // width
         out, rstd = torch.empty_like(x), floats(rows)
         library().rms_norm_forward(
-            threads(x.numel()), rows, width, x.data_ptr(), None, None, plain.data_ptr(), eps, out.data_ptr(),
+            threads(x.numel()), rows, width, x.data_ptr(), None, None, plain.data_ptr(), None, eps, out.data_ptr(),
             rstd.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(x, plain, rstd)
@@ -55,7 +56,7 @@ class _AddRMSNorm(Function):
         total, out, rstd = torch.empty_like(x), torch.empty_like(x), floats(rows)
         library().rms_norm_forward(
             threads(x.numel()), rows, width, x.data_ptr(), residual.data_ptr(), total.data_ptr(), plain.data_ptr(),
-            eps, out.data_ptr(), rstd.data_ptr(),
+            None, eps, out.data_ptr(), rstd.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(total, plain, rstd)
         ctx.weight_dtype = weight.dtype
@@ -96,32 +97,41 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return _AddRMSNorm.apply(x, residual, weight, eps)
 
 
-class _SwiGLU(Function):
+class _Gated(Function):
+    """SwiGLU or GeGLU, by the ``name`` of its functions in the library."""
+
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, name: str) -> Tensor:
         gate_up = gate_up.contiguous()
         width = gate_up.shape[-1] // 2
         out = gate_up.new_empty((*gate_up.shape[:-1], width))
         rows = out.numel() // width
-        library().swiglu_forward(threads(out.numel()), rows, width, gate_up.data_ptr(), out.data_ptr())
+        forward = getattr(library(), f"{name}_forward")
+        forward(threads(out.numel()), rows, width, gate_up.data_ptr(), out.data_ptr())
         ctx.save_for_backward(gate_up)
+        ctx.name = name
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> Tensor:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up,) = ctx.saved_tensors
         d_out, d_gate_up = d_out.contiguous(), torch.empty_like(gate_up)
         width = d_out.shape[-1]
-        library().swiglu_backward(
+        backward = getattr(library(), f"{ctx.name}_backward")
+        backward(
             threads(d_out.numel()), d_out.numel() // width, width, gate_up.data_ptr(), d_out.data_ptr(),
             d_gate_up.data_ptr(),
         )  # fmt: skip
-        return d_gate_up
+        return d_gate_up, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    return _SwiGLU.apply(gate_up)
+    return _Gated.apply(gate_up, "swiglu")
+
+
+def geglu(gate_up: Tensor) -> Tensor:
+    return _Gated.apply(gate_up, "geglu")
 
 
 def document_starts(documents: Tensor) -> Tensor:
@@ -170,6 +180,44 @@ def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> 
     return _ShortConv.apply(bcx, weight, None if documents is None else document_starts(documents))
 
 
+class _ConvSilu(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
+        x, stride = _rows(x[:, :, None])
+        (batch, length), (width, taps) = x.shape[:2], weight.shape
+        plain = weight.detach().float().flip(1).t().contiguous()  # one row per tap, the current token's first
+        out = x.new_empty((batch, length, width))
+        workers = threads(out.numel())
+        scratch = floats(workers * library().conv_silu_scratch(width))
+        library().conv_silu_forward(
+            workers, batch, length, width, taps, stride, x.data_ptr(), plain.data_ptr(), pointer(starts),
+            out.data_ptr(), scratch.data_ptr(),
+        )  # fmt: skip
+        ctx.save_for_backward(x, plain, starts)
+        ctx.stride, ctx.weight_dtype = stride, weight.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, plain, starts = ctx.saved_tensors
+        (batch, length), (taps, width) = x.shape[:2], plain.shape
+        d_out = d_out.contiguous()
+        d_x, d_weight = torch.empty_like(d_out), torch.empty_like(plain)
+        workers = threads(d_out.numel())
+        partial = floats(library().short_conv_blocks(batch, length), taps, width)
+        scratch = floats(workers * library().conv_silu_scratch(width))
+        library().conv_silu_backward(
+            workers, batch, length, width, taps, ctx.stride, x.data_ptr(), plain.data_ptr(), pointer(starts),
+            d_out.data_ptr(), d_x.data_ptr(), d_weight.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
+        )  # fmt: skip
+        return d_x, d_weight.t().flip(1).to(ctx.weight_dtype), None
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
+    return _ConvSilu.apply(x, weight, None if documents is None else document_starts(documents))
+
+
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """``x [B, T, heads, dim]`` and the elements between its positions; a slice of a wider projection is not copied."""
     batch, length, _, dim = x.shape
@@ -178,6 +226,90 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
     if x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == dim) and evenly:
         return x, step
     return x.contiguous(), x.shape[2] * dim
+
+
+class _Rope(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = _plain(cos), _plain(sin)
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(d_out, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x, step = _rows(x)
+    (heads, dim), turn = x.shape[2:], cos.shape[-1]
+    out = x.new_empty(x.shape)
+    library().rope(
+        threads(x.numel()), x.shape[0] * x.shape[1], cos.numel() // turn, heads, dim, turn, step, x.data_ptr(),
+        cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return _Rope.apply(q, cos, sin), _Rope.apply(k, cos, sin)
+
+
+class _GatedDelta(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        (q, q_step), (k, k_step), (v, v_step) = _rows(q), _rows(k), _rows(v)
+        (batch, length, heads, width), key_width = v.shape, k.shape[3]
+        decay, amount = _plain(log_decay), _plain(strength)
+        ctx.layout = (batch, length, heads, heads // k.shape[2], key_width, width)
+        ctx.steps, ctx.strength_dtype = (q_step, k_step, v_step), strength.dtype
+        out, memory = v.new_empty(v.shape), floats(batch, heads, key_width, width)
+        kept = any(ctx.needs_input_grad)
+        memories = floats(batch, heads, -(-length // DELTA_CHUNK) if kept else 0, key_width, width)
+        workers, scratch = _delta_scratch(v, key_width)
+        library().delta_forward(
+            workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, decay.data_ptr(),
+            amount.data_ptr(), pointer(starts), out.data_ptr(), memory.data_ptr(),
+            pointer(memories if kept else None), scratch.data_ptr(),
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, decay, amount, starts, memories)
+        ctx.mark_non_differentiable(memory)
+        return out, memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, decay, amount, starts, memories = ctx.saved_tensors
+        q_step, k_step, v_step = ctx.steps
+        d_out = d_out.contiguous()
+        wide = (*v.shape[:3], k.shape[3])
+        d_q, d_k, d_v = q.new_empty(wide), k.new_empty(wide), v.new_empty(v.shape)
+        d_decay, d_amount = torch.empty_like(decay), torch.empty_like(amount)
+        workers, scratch = _delta_scratch(v, k.shape[3])
+        library().delta_backward(
+            workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, decay.data_ptr(),
+            amount.data_ptr(), pointer(starts), memories.data_ptr(), d_out.data_ptr(), d_q.data_ptr(),
+            d_k.data_ptr(), d_v.data_ptr(), d_decay.data_ptr(), d_amount.data_ptr(), scratch.data_ptr(),
+        )  # fmt: skip
+        if d_q.shape != q.shape:  # value heads that share a key head
+            d_q, d_k = (x.unflatten(2, (q.shape[2], -1)).float().sum(3).to(x.dtype) for x in (d_q, d_k))
+        return d_q, d_k, d_v, d_decay, d_amount.to(ctx.strength_dtype), None
+
+
+def _delta_scratch(v: Tensor, key_width: int) -> tuple[int, Tensor]:
+    workers = threads(v.numel())
+    return workers, floats(workers * library().delta_scratch(key_width, v.shape[3]))
+
+
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    starts = None if documents is None else document_starts(documents)
+    return _GatedDelta.apply(q, k, v, log_decay, strength, starts)
 
 
 class _NormRope(Function):
@@ -215,15 +347,17 @@ class _NormRope(Function):
 def qk_norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    if cos.shape[-1] < q.shape[-1]:
+        return rope(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)
     return _NormRope.apply(q, q_weight, cos, sin, eps), _NormRope.apply(k, k_weight, cos, sin, eps)
 
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int, scale: float) -> Tensor:
         (q, q_step), (k, k_step), (v, v_step) = _rows(q), _rows(k), _rows(v)
         batch, length, heads, dim = q.shape
-        ctx.layout = (batch, length, heads, k.shape[2], dim)
+        ctx.layout = (batch, length, heads, k.shape[2], dim, window, scale)
         ctx.steps = (q_step, k_step, v_step)
         out, log_sum = q.new_empty(q.shape), floats(batch, heads, length)
         workers, scratch = _attention_scratch(q)
@@ -247,7 +381,7 @@ class _Attention(Function):
             out.data_ptr(), log_sum.data_ptr(), d_out.data_ptr(), d_q.data_ptr(), d_k.data_ptr(), d_v.data_ptr(),
             scratch.data_ptr(),
         )  # fmt: skip
-        return d_q, d_k, d_v, None
+        return d_q, d_k, d_v, None, None, None
 
 
 def _attention_scratch(q: Tensor) -> tuple[int, Tensor]:
@@ -255,5 +389,13 @@ def _attention_scratch(q: Tensor) -> tuple[int, Tensor]:
     return workers, floats(workers * library().attention_scratch(q.shape[1], q.shape[3]))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-    return _Attention.apply(q, k, v, None if documents is None else document_starts(documents))
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    starts = None if documents is None else document_starts(documents)
+    return _Attention.apply(q, k, v, starts, window or 0, q.shape[-1] ** -0.5 if scale is None else scale)

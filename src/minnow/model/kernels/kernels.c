@@ -1,64 +1,10 @@
 /* Fused training kernels on bfloat16 for the CPU: everything of a step that is not a large matrix product.
  *
- * bfloat16 is held as uint16_t and computed in float. Loops are written so that gcc and clang vectorise them.
+ * Loops are written so that gcc and clang vectorise them.
  * Every result is independent of the number of threads: work that is summed is cut into blocks whose number depends on
  * the shapes alone, and the blocks are added in order. Callers pass the thread count and all scratch memory.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#else
-#define THREAD 0
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define PRAGMA(text) _Pragma(#text)
-#define PARALLEL_FOR PRAGMA(omp parallel for num_threads(threads) schedule(static))
-#define PARALLEL_FOR_UNEVEN PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
-#define SIMD PRAGMA(omp simd)
-#define SIMD_SUM(variable) PRAGMA(omp simd reduction(+ : variable))
-
-typedef uint16_t bf16;
-
-INLINE float widen(bf16 value) {
-    const uint32_t bits = (uint32_t)value << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-
-/* Round to nearest even; a NaN stays a NaN because its quiet bit survives the addition. */
-INLINE bf16 narrow(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-/* e^x to about one unit in the last place (polynomial of Cephes' expf), 0 below -87.3, at most e^88; NaN in, NaN out. */
-INLINE float exponential(float x) {
-    const float clamped = x > 88.0f ? 88.0f : x;
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    const float n = (clamped * 1.44269504f + magic) - magic;
-    const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return x < -87.3f ? 0.0f : p * power;
-}
-
-INLINE long at_most(long a, long b) { return a < b ? a : b; }
-INLINE long round_up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
+#include "common.h"
 
 /* total[i] = sum of partial[block][i] over blocks, in order. */
 static void sum_blocks(long blocks, long width, const float *partial, float *total) {
@@ -70,9 +16,10 @@ static void sum_blocks(long blocks, long width, const float *partial, float *tot
 
 /* ---- RMS norm, with the residual sum before it ---- */
 
+/* The weight is given in either precision, the other is NULL; residual with sum, and rstd, may be NULL. */
 void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x, const bf16 *restrict residual,
-                      bf16 *restrict sum, const float *restrict weight, float eps, bf16 *restrict out,
-                      float *restrict rstd) {
+                      bf16 *restrict sum, const float *restrict weight, const bf16 *restrict narrow_weight, float eps,
+                      bf16 *restrict out, float *restrict rstd) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
         const bf16 *restrict xs = x + row * width;
         bf16 *restrict outs = out + row * width;
@@ -90,8 +37,12 @@ void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x
             SIMD_SUM(squares) for (long i = 0; i < width; i++) squares += widen(xs[i]) * widen(xs[i]);
         }
         const float scale = 1.0f / sqrtf(squares / (float)width + eps);
-        rstd[row] = scale;
-        SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * weight[i]);
+        if (rstd) rstd[row] = scale;
+        if (weight) {
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * weight[i]);
+        } else {
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(xs[i]) * scale * widen(narrow_weight[i]));
+        }
     }
 }
 
@@ -154,6 +105,38 @@ void swiglu_backward(int threads, long rows, long width, const bf16 *restrict ga
             const float sigmoid = 1.0f / (1.0f + exponential(-gate));
             d_up[i] = narrow(g * gate * sigmoid);
             d_gate[i] = narrow(g * widen(ups[i]) * sigmoid * (1.0f + gate * (1.0f - sigmoid)));
+        }
+    }
+}
+
+/* ---- GeGLU: gelu(gate) * up of rows [gate, up], gelu in its tanh form: gate * sigmoid(w(gate)) ---- */
+
+#define GELU_LINEAR 1.5957691216f /* 2 sqrt(2 / pi) */
+#define GELU_CUBIC 0.0713548162726f /* 0.044715 times that */
+
+void geglu_forward(int threads, long rows, long width, const bf16 *restrict gate_up, bf16 *restrict out) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        bf16 *restrict outs = out + row * width;
+        SIMD for (long i = 0; i < width; i++) {
+            const float gate = widen(gates[i]), w = gate * (GELU_LINEAR + GELU_CUBIC * gate * gate);
+            outs[i] = narrow(gate / (1.0f + exponential(-w)) * widen(ups[i]));
+        }
+    }
+}
+
+void geglu_backward(int threads, long rows, long width, const bf16 *restrict gate_up, const bf16 *restrict d_out,
+                    bf16 *restrict d_gate_up) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        const bf16 *restrict gs = d_out + row * width;
+        bf16 *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
+        SIMD for (long i = 0; i < width; i++) {
+            const float gate = widen(gates[i]), g = widen(gs[i]), square = gate * gate;
+            const float sigmoid = 1.0f / (1.0f + exponential(-gate * (GELU_LINEAR + GELU_CUBIC * square)));
+            const float slope = gate * (GELU_LINEAR + 3.0f * GELU_CUBIC * square);
+            d_up[i] = narrow(g * gate * sigmoid);
+            d_gate[i] = narrow(g * widen(ups[i]) * sigmoid * (1.0f + slope * (1.0f - sigmoid)));
         }
     }
 }
@@ -275,6 +258,99 @@ void short_conv_backward(int threads, long batch, long length, long width, long 
     sum_blocks(batch * per_row, taps * width, partial, d_weight);
 }
 
+/* ---- Causal depthwise convolution, then SiLU ---- */
+
+long conv_silu_scratch(long width) { return (2 * CONV_ROWS + 3 * CONV_MOST_TAPS + 1) * width; } /* floats per thread */
+
+INLINE void widen_rows(long rows, long width, const bf16 *from, long stride, float *restrict to) {
+    for (long t = 0; t < rows; t++) {
+        const bf16 *restrict source = from + t * stride;
+        SIMD for (long i = 0; i < width; i++) to[t * width + i] = widen(source[i]);
+    }
+}
+
+/* x: rows of `stride` elements whose first `width` are used. weight: [taps, width], tap 0 is the current token. */
+void conv_silu_forward(int threads, long batch, long length, long width, long taps, long stride,
+                       const bf16 *restrict x, const float *restrict weight, const int32_t *restrict starts,
+                       bf16 *restrict out, float *restrict scratch) {
+    const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = conv_silu_scratch(width);
+    PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
+        const long b = block / per_row, begin = block % per_row * CONV_ROWS;
+        const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *restrict mixed = scratch + THREAD * each, *y = mixed + width;
+        widen_rows(end - first, width, x + (b * length + first) * stride, stride, y);
+        for (long t = begin; t < end; t++) {
+            bf16 *restrict outs = out + (b * length + t) * width;
+            mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
+            SIMD for (long i = 0; i < width; i++) outs[i] = narrow(mixed[i] / (1.0f + exponential(-mixed[i])));
+        }
+    }
+}
+
+/* d_x contiguous; partial: [short_conv_blocks, taps, width]. */
+void conv_silu_backward(int threads, long batch, long length, long width, long taps, long stride,
+                        const bf16 *restrict x, const float *restrict weight, const int32_t *restrict starts,
+                        const bf16 *restrict d_out, bf16 *restrict d_x, float *restrict d_weight,
+                        float *restrict partial, float *restrict scratch) {
+    const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = conv_silu_scratch(width);
+    PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
+        const long b = block / per_row, begin = block % per_row * CONV_ROWS;
+        const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
+        const long last = at_most(length, end + taps - 1);
+        const int32_t *row_starts = starts ? starts + b * length : NULL;
+        float *restrict mixed = scratch + THREAD * each, *y = mixed + width;
+        float *d_mixed = y + (CONV_ROWS + 2 * CONV_MOST_TAPS) * width;
+        float *restrict dw = partial + block * taps * width;
+        memset(dw, 0, (size_t)(taps * width) * sizeof(float));
+        widen_rows(last - first, width, x + (b * length + first) * stride, stride, y);
+        for (long t = begin; t < last; t++) {
+            const bf16 *restrict g = d_out + (b * length + t) * width;
+            float *restrict ds = d_mixed + (t - begin) * width;
+            mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
+            SIMD for (long i = 0; i < width; i++) {
+                const float sigmoid = 1.0f / (1.0f + exponential(-mixed[i]));
+                ds[i] = widen(g[i]) * sigmoid * (1.0f + mixed[i] * (1.0f - sigmoid));
+            }
+        }
+        for (long t = begin; t < end; t++) {
+            const long back = taps_back(row_starts, t, taps), ahead = taps_ahead(row_starts, t, length, taps);
+            const float *ds = d_mixed + (t - begin) * width, *ys = y + (t - first) * width;
+            bf16 *restrict dx = d_x + (b * length + t) * width;
+            mix(ahead, width, weight, ds, width, mixed);
+            SIMD for (long i = 0; i < width; i++) dx[i] = narrow(mixed[i]);
+            for (long tap = 0; tap < back; tap++) {
+                float *restrict dws = dw + tap * width;
+                const float *past = ys - tap * width;
+                SIMD for (long i = 0; i < width; i++) dws[i] += ds[i] * past[i];
+            }
+        }
+    }
+    sum_blocks(batch * per_row, taps * width, partial, d_weight);
+}
+
+/* ---- Rotary embedding (rotate_half) of each head's first `turn` dimensions ---- */
+
+/* x: rows of `stride` elements whose first heads * dim are used; row r is at position r % length. cos, sin:
+ * [length, turn], their second half like the first: with -sin this is the gradient too. */
+void rope(int threads, long rows, long length, long heads, long dim, long turn, long stride, const bf16 *restrict x,
+          const float *restrict cos, const float *restrict sin, bf16 *restrict out) {
+    const long half = turn / 2;
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const float *restrict c = cos + row % length * turn, *restrict s = sin + row % length * turn;
+        for (long head = 0; head < heads; head++) {
+            const bf16 *restrict xs = x + row * stride + head * dim;
+            bf16 *restrict outs = out + (row * heads + head) * dim;
+            SIMD for (long i = 0; i < half; i++) {
+                const float a = widen(xs[i]), b = widen(xs[half + i]);
+                outs[i] = narrow(a * c[i] - b * s[i]);
+                outs[half + i] = narrow(b * c[i] + a * s[i]);
+            }
+            if (turn < dim) memcpy(outs + turn, xs + turn, (size_t)(dim - turn) * sizeof(bf16));
+        }
+    }
+}
+
 /* ---- RMS norm of each head, then rotary embedding (rotate_half) ---- */
 
 INLINE void norm_rope_row(const long dim, long heads, const bf16 *restrict x, const float *restrict weight,
@@ -358,55 +434,7 @@ void norm_rope_backward(int threads, long rows, long length, long heads, long di
 
 /* ---- Causal attention inside documents ---- */
 
-#define LANES 16
 #define QUERIES 32 /* query rows handled together */
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-/* C[mr, LANES * nr] (+)= A[mr, depth] B[depth, LANES * nr]; element (i, k) of A is at i * a_row + k * a_deep. */
-INLINE void tile(const int mr, const int nr, long depth, const float *A, long a_row, long a_deep, const float *B,
-                 long b_row, float *C, long c_row, int add) {
-    lanes c[8][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++) {
-#pragma GCC unroll 2
-        for (int j = 0; j < nr; j++) c[i][j] = add ? *(const lanes *)(C + i * c_row + j * LANES) : (lanes){0};
-    }
-    for (long k = 0; k < depth; k++) {
-        lanes b[2];
-#pragma GCC unroll 2
-        for (int j = 0; j < nr; j++) b[j] = *(const lanes *)(B + k * b_row + j * LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < mr; i++) {
-            const float a = A[i * a_row + k * a_deep];
-#pragma GCC unroll 2
-            for (int j = 0; j < nr; j++) c[i][j] += a * b[j];
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++) {
-#pragma GCC unroll 2
-        for (int j = 0; j < nr; j++) *(lanes *)(C + i * c_row + j * LANES) = c[i][j];
-    }
-}
-
-INLINE void panel(const int nr, long rows, long depth, const float *A, long a_row, long a_deep, const float *B,
-                  long b_row, float *C, long c_row, int add) {
-    long i = 0;
-    for (; i + 8 <= rows; i += 8) tile(8, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
-    for (; i + 2 <= rows; i += 2) tile(2, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
-    if (i < rows) tile(1, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
-}
-
-/* C[rows, columns] (+)= A B with columns a multiple of LANES. */
-static void multiply(long rows, long columns, long depth, const float *A, long a_row, long a_deep, const float *B,
-                     long b_row, float *C, long c_row, int add) {
-    long j = 0;
-    for (; j + 2 * LANES <= columns; j += 2 * LANES) {
-        panel(2, rows, depth, A, a_row, a_deep, B + j, b_row, C + j, c_row, add);
-    }
-    if (j < columns) panel(1, rows, depth, A, a_row, a_deep, B + j, b_row, C + j, c_row, add);
-}
 
 /* to[i][d] = scale * from[i][d] for `rows` rows of a head. */
 INLINE void load_rows(long rows, long dim, const bf16 *from, long stride, float scale, float *restrict to) {
@@ -446,13 +474,26 @@ long attention_scratch(long length, long dim) {
     return 5 * most * dim + 3 * QUERIES * dim + 2 * QUERIES * most;
 }
 
+/* First position of a document, a multiple of LANES, that a block of queries from `first` on sees. */
+INLINE long first_seen(long first, long window) {
+    return window && first >= window ? (first - window + 1) / LANES * LANES : 0;
+}
+
+/* Scores of positions that query `own` (counted like the scores) does not see. */
+INLINE void hide(float *restrict scores, long wide, long own, long window) {
+    for (long j = own + 1; j < wide; j++) scores[j] = -INFINITY;
+    if (window) {
+        for (long j = 0; j <= own - window; j++) scores[j] = -INFINITY;
+    }
+}
+
 /* q: [batch, length, heads, dim] with rows q_row apart; k, v likewise with `groups` heads; out contiguous, like q.
+ * A query sees `window` positions, itself included, or all where that is 0; temper multiplies the scores.
  * log_sum: [batch, heads, length], log of the sum of exponentials of a query's scores. */
-void attention_forward(int threads, long batch, long length, long heads, long groups, long dim, const bf16 *q,
-                       long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const int32_t *starts,
-                       bf16 *out, float *log_sum, float *scratch) {
+void attention_forward(int threads, long batch, long length, long heads, long groups, long dim, long window,
+                       float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
+                       const int32_t *starts, bf16 *out, float *log_sum, float *scratch) {
     const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
-    const float temper = 1.0f / sqrtf((float)dim);
     PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
         const long b = task / groups, group = task % groups;
         const int32_t *row_starts = starts ? starts + b * length : NULL;
@@ -465,14 +506,14 @@ void attention_forward(int threads, long batch, long length, long heads, long gr
             load_rows(count, dim, v + origin * v_row + group * dim, v_row, 1.0f, values);
             for (long head = group * sharing; head < (group + 1) * sharing; head++) {
                 for (long first = 0; first < count; first += QUERIES) {
-                    const long n = at_most(QUERIES, count - first), seen = first + n, wide = round_up(seen, LANES);
+                    const long n = at_most(QUERIES, count - first), seen = first + n, low = first_seen(first, window);
+                    const long wide = round_up(seen, LANES) - low;
                     load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
-                    multiply(n, wide, dim, queries, dim, 1, keys, padded, scores, wide, 0);
+                    multiply(n, wide, dim, queries, dim, 1, keys + low, padded, scores, wide, 0);
                     float inverse[QUERIES];
                     for (long i = 0; i < n; i++) {
                         float *restrict s = scores + i * wide, top = s[0], total = 0.0f;
-                        const long valid = first + i + 1;
-                        for (long j = valid; j < wide; j++) s[j] = -INFINITY;
+                        hide(s, wide, first + i - low, window);
                         PRAGMA(omp simd reduction(max : top))
                         for (long j = 0; j < wide; j++) top = s[j] > top ? s[j] : top;
                         SIMD_SUM(total) for (long j = 0; j < wide; j++) {
@@ -482,7 +523,7 @@ void attention_forward(int threads, long batch, long length, long heads, long gr
                         inverse[i] = 1.0f / total;
                         log_sum[(b * heads + head) * length + begin + first + i] = top + logf(total);
                     }
-                    multiply(n, dim, seen, scores, wide, 1, values, dim, mixed, dim, 0);
+                    multiply(n, dim, seen - low, scores, wide, 1, values + low * dim, dim, mixed, dim, 0);
                     for (long i = 0; i < n; i++) {
                         store_rows(1, dim, mixed + i * dim, inverse[i],
                                    out + ((origin + first + i) * heads + head) * dim, 0);
@@ -494,12 +535,11 @@ void attention_forward(int threads, long batch, long length, long heads, long gr
 }
 
 /* d_q, d_k, d_v contiguous. */
-void attention_backward(int threads, long batch, long length, long heads, long groups, long dim, const bf16 *q,
-                        long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const int32_t *starts,
-                        const bf16 *out, const float *log_sum, const bf16 *d_out, bf16 *d_q, bf16 *d_k, bf16 *d_v,
-                        float *scratch) {
+void attention_backward(int threads, long batch, long length, long heads, long groups, long dim, long window,
+                        float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
+                        const int32_t *starts, const bf16 *out, const float *log_sum, const bf16 *d_out, bf16 *d_q,
+                        bf16 *d_k, bf16 *d_v, float *scratch) {
     const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
-    const float temper = 1.0f / sqrtf((float)dim);
     PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
         const long b = task / groups, group = task % groups;
         const int32_t *row_starts = starts ? starts + b * length : NULL;
@@ -517,12 +557,13 @@ void attention_backward(int threads, long batch, long length, long heads, long g
             memset(dv, 0, (size_t)(count * dim) * sizeof(float));
             for (long head = group * sharing; head < (group + 1) * sharing; head++) {
                 for (long first = 0; first < count; first += QUERIES) {
-                    const long n = at_most(QUERIES, count - first), seen = first + n, wide = round_up(seen, LANES);
+                    const long n = at_most(QUERIES, count - first), seen = first + n, low = first_seen(first, window);
+                    const long wide = round_up(seen, LANES) - low;
                     const long offset = ((origin + first) * heads + head) * dim;
                     load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
                     load_rows(n, dim, d_out + offset, heads * dim, 1.0f, grads);
-                    multiply(n, wide, dim, queries, dim, 1, keys_across, padded, scores, wide, 0);
-                    multiply(n, wide, dim, grads, dim, 1, values_across, padded, d_scores, wide, 0);
+                    multiply(n, wide, dim, queries, dim, 1, keys_across + low, padded, scores, wide, 0);
+                    multiply(n, wide, dim, grads, dim, 1, values_across + low, padded, d_scores, wide, 0);
                     for (long i = 0; i < n; i++) {
                         float *restrict p = scores + i * wide, *restrict dp = d_scores + i * wide;
                         const float log_total = log_sum[(b * heads + head) * length + begin + first + i];
@@ -530,15 +571,15 @@ void attention_backward(int threads, long batch, long length, long heads, long g
                         const float *restrict g = grads + i * dim;
                         float delta = 0.0f;
                         SIMD_SUM(delta) for (long d = 0; d < dim; d++) delta += g[d] * widen(o[d]);
-                        for (long j = first + i + 1; j < wide; j++) p[j] = -INFINITY;
+                        hide(p, wide, first + i - low, window);
                         SIMD for (long j = 0; j < wide; j++) {
                             p[j] = exponential(p[j] - log_total);
                             dp[j] = p[j] * (dp[j] - delta);
                         }
                     }
-                    multiply(n, dim, seen, d_scores, wide, 1, keys, dim, dq, dim, 0);
-                    multiply(seen, dim, n, scores, 1, wide, grads, dim, dv, dim, 1);
-                    multiply(seen, dim, n, d_scores, 1, wide, queries, dim, dk, dim, 1);
+                    multiply(n, dim, seen - low, d_scores, wide, 1, keys + low * dim, dim, dq, dim, 0);
+                    multiply(seen - low, dim, n, scores, 1, wide, grads, dim, dv + low * dim, dim, 1);
+                    multiply(seen - low, dim, n, d_scores, 1, wide, queries, dim, dk + low * dim, dim, 1);
                     store_rows(n, dim, dq, temper, d_q + offset, heads * dim);
                 }
             }

@@ -6,12 +6,14 @@ STYLE = """
 :root{color-scheme:light dark;
 --bg:#f5f3ee;--card:#fffefb;--ink:#17211f;--muted:#65716d;--line:#e2ded4;--soft:#efece4;
 --base:#94a09c;--sft:#d4541c;--dpo:#2f66c4;--rl:#0c8078;--merge:#8a5cc2;
---embedding:#e0a526;--attention:#2f66c4;--conv:#0c8078;--mlp:#687f92;--norms:#b9b4a8;
+--embedding:#e0a526;--head:#b97c12;--attention:#2f66c4;--conv:#0c8078;--linear_attention:#8a5cc2;
+--mlp:#687f92;--experts:#44586a;--router:#c0556b;--norms:#b9b4a8;
 --even:#ffdcc8;--odd:#ffc4a3;--onset:#c2410c;--onink:#fff}
 @media (prefers-color-scheme:dark){:root{
 --bg:#0c1315;--card:#131c1f;--ink:#e6edeb;--muted:#95a5a1;--line:#263337;--soft:#1a2529;
 --base:#71807d;--sft:#ff8a4c;--dpo:#78a6f8;--rl:#3dc4b7;--merge:#b996ea;
---embedding:#e3b145;--attention:#3f74d6;--conv:#1d8c82;--mlp:#566c7e;--norms:#8a867c;
+--embedding:#e3b145;--head:#b98a2e;--attention:#3f74d6;--conv:#1d8c82;--linear_attention:#9b76d2;
+--mlp:#566c7e;--experts:#3d4f5e;--router:#cb6a7e;--norms:#8a867c;
 --even:#51301d;--odd:#6b3a1d;--onset:#ff8a4c;--onink:#1d0f06}}
 *{box-sizing:border-box}
 html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
@@ -83,7 +85,8 @@ svg svg{overflow:hidden}
 .c-base{--c:var(--base)}.c-sft{--c:var(--sft)}.c-dpo{--c:var(--dpo)}.c-rl{--c:var(--rl)}
 .c-merge{--c:var(--merge)}
 .c-embedding{--c:var(--embedding)}.c-attention{--c:var(--attention)}.c-conv{--c:var(--conv)}
-.c-mlp{--c:var(--mlp)}.c-norms{--c:var(--norms)}
+.c-head{--c:var(--head)}.c-linear_attention{--c:var(--linear_attention)}
+.c-mlp{--c:var(--mlp)}.c-experts{--c:var(--experts)}.c-router{--c:var(--router)}.c-norms{--c:var(--norms)}
 .t-base{color:var(--muted)}.t-sft{color:var(--sft)}.t-dpo{color:var(--dpo)}.t-rl{color:var(--rl)}
 .t-merge{color:var(--merge)}
 .row{display:grid;grid-template-columns:minmax(70px,auto) minmax(0,1fr) 150px;align-items:center;gap:0 16px}

@@ -27,9 +27,13 @@ from minnow.recipe.report.section import Section, after_sft, figure, loop_stages
 
 _PARTS = (
     ("embedding", "Embedding"),
+    ("head", "Head"),
     ("attention", "Attention"),
-    ("conv", "Convolution or delta net"),
+    ("conv", "Convolution"),
+    ("linear_attention", "Linear attention"),
     ("mlp", "MLP"),
+    ("experts", "Experts"),
+    ("router", "Router"),
     ("norms", "Norms"),
 )
 _CURVE_POINTS = 240
@@ -169,30 +173,29 @@ def parameters(run: Run) -> Section | None:
     if run.accounting is None:
         return None
     own = ("This run", run.accounting["total"], run.accounting["parts"])
-    shares = [
-        (name, total, {key: parts.get(key, 0) / total for key, _ in _PARTS})
-        for name, total, parts in (own, *((model.name, model.total, model.parts) for model in REFERENCES))
-    ]
+    models = (own, *((model.name, model.total, model.parts) for model in REFERENCES))
+    used = [(key, part) for key, part in _PARTS if any(parts.get(key) for _, _, parts in models)]
+    shares = [(name, total, {key: parts.get(key, 0) / total for key, _ in used}) for name, total, parts in models]
     bars = [
         tag(
             "div",
             tag("div", tag("b", name), tag("span", f"{compact(total)} parameters", class_="muted"), class_="barhead"),
             stacked_bar(
-                [(part, key, share[key], f"{name}: {part}\n{_part_text(share[key], total)}") for key, part in _PARTS],
-                f"{name}: " + ", ".join(f"{part} {share[key]:.1%}" for key, part in _PARTS),
+                [(part, key, share[key], f"{name}: {part}\n{_part_text(share[key], total)}") for key, part in used],
+                f"{name}: " + ", ".join(f"{part} {share[key]:.1%}" for key, part in used),
             ),
             class_="stackrow",
         )
         for name, total, share in shares
     ]
-    rows = [[name, f"{total:,}", *[f"{share[key]:.2%}" for key, _ in _PARTS]] for name, total, share in shares]
+    rows = [[name, f"{total:,}", *[f"{share[key]:.2%}" for key, _ in used]] for name, total, share in shares]
     body = join(
-        legend([(part, key) for key, part in _PARTS]),
+        legend([(part, key) for key, part in used]),
         figure(
             tag("div", bars, class_="near"),
             join("Tied embeddings counted once.", *map(_whole_text, REFERENCES)),
         ),
-        folded("Numbers", table(["Model", "Parameters", *[part for _, part in _PARTS]], rows, "Parameter split")),
+        folded("Numbers", table(["Model", "Parameters", *[part for _, part in used]], rows, "Parameter split")),
     )
     others = listing([f"{percent(share['embedding'])} in {name}" for name, _, share in shares[1:]])
     takeaway = (

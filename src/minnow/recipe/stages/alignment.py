@@ -15,8 +15,8 @@ from minnow.data.packing import pack
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file, write_json
-from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.model.language_model import LanguageModel
 from minnow.posttrain.gate import Gate
 from minnow.posttrain.merge import soup
 from minnow.posttrain.pairs import PairSettings, build_pairs, cut_loop
@@ -98,7 +98,7 @@ class GateSettings:
     every: int = 5
 
 
-def make_gate(context: StageContext[Any], settings: GateSettings, model: Backbone, words: Tokenizer) -> Gate:
+def make_gate(context: StageContext[Any], settings: GateSettings, model: LanguageModel, words: Tokenizer) -> Gate:
     """A gate over ``model`` with prompts that lie beyond those that pairs and RL draw from."""
     first, pocket = settings.first, world(context.recipe)
     loops = pocket.loop_prone("train", first + settings.loop_prompts)[first:]
@@ -184,7 +184,7 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     replayed = task_examples(context.recipe, (), "train", REPLAYED_EXAMPLES)
     loader = Loader(pack(conversations(words, replayed), settings.row_length, words.pad_id), settings.replay_rows, 0)
 
-    def objective(model: Backbone, batch: SequenceBatch | Batch) -> Loss:
+    def objective(model: LanguageModel, batch: SequenceBatch | Batch) -> Loss:
         if isinstance(batch, SequenceBatch):
             return settings.objective(model, batch)
         loss = next_token(model, batch)
@@ -304,5 +304,5 @@ def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
     least = base["task_score"] + settings.margin
     better = [m for m in others if m["task_score"] > least and m["loop_rate"] <= base["loop_rate"]]
     best = max(better, key=lambda m: m["task_score"], default=base)
-    save_checkpoint(Backbone(model.config), words, context.folder / CHECKPOINT, candidates[best["name"]])
+    save_checkpoint(model, words, context.folder / CHECKPOINT, candidates[best["name"]])
     return {"kept": best is not base, "chosen": best["name"], "candidates": measured}

@@ -11,9 +11,9 @@ from pathlib import Path
 from minnow.data.documents import read_documents
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint
 from minnow.model.config import ModelConfig
+from minnow.model.language_model import LanguageModel
 from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe
 from minnow.rollout import TorchEngine
@@ -76,7 +76,7 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     return replace(shape, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
-def engine_of(checkpoint: Path, rows: int = 384) -> tuple[TorchEngine, Backbone, Tokenizer]:
+def engine_of(checkpoint: Path, rows: int = 384) -> tuple[TorchEngine, LanguageModel, Tokenizer]:
     """A decoding engine over a checkpoint folder, in the machine's fast type."""
     model, tokenizer = load_checkpoint(checkpoint)
     model.to(compute_dtype())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from minnow.data.loader import Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
@@ -73,10 +74,10 @@ def _check_batch(row_length: int, rows: int) -> None:
         )
 
 
-def set_threads(context: StageContext[Any]) -> None:
-    """Give torch the recipe's threads, or the fastest number of them, and say so."""
+def set_threads(context: StageContext[Any], device: torch.device | str = "cpu") -> None:
+    """Give torch the recipe's threads, or the fastest number of them; say so, and which kernels ``device`` has."""
     threads = choose_threads(context.recipe.threads)
-    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe()}")
+    say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe(device)}")
 
 
 def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0) -> None:
@@ -100,7 +101,7 @@ def train_stage(
     check_every: int = 0,
 ) -> dict[str, Any]:
     """Run a trainer under the stage's progress bar and save its checkpoint."""
-    set_threads(context)
+    set_threads(context, next(trainer.model.parameters()).device)
     train(trainer, context.name, context.metrics, check, check_every)
     save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, trainer.optimizer.weights())
     return {

@@ -1,0 +1,237 @@
+/* Kernels for decoding on bfloat16: few rows at a time, so that reading the weights is what costs.
+ *
+ * Every result is independent of the number of threads. Callers pass the thread count and all scratch memory.
+ */
+#include "common.h"
+
+/* ---- Linear maps over packed weights ---- */
+
+#define BLOCK 64 /* outputs that are computed together */
+#define CHUNK 48 /* rows of one task */
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+int can_pack(void) { return 1; }
+
+/* The packed form has pairs of inputs (their number is even) side by side for BLOCK outputs at a time, the last block
+ * padded with zeros: round_up(outputs, BLOCK) * inputs elements. */
+long packed_size(long outputs, long inputs) { return round_up(outputs, BLOCK) * inputs; }
+
+void pack(int threads, long outputs, long inputs, const bf16 *restrict weight, bf16 *restrict packed) {
+    PARALLEL_FOR for (long block = 0; block < (outputs + BLOCK - 1) / BLOCK; block++) {
+        bf16 *restrict to = packed + block * inputs * BLOCK;
+        for (long i = 0; i < BLOCK; i++) {
+            const bf16 *row = weight + (block * BLOCK + i) * inputs;
+            const long filled = block * BLOCK + i < outputs ? inputs : 0;
+            for (long k = 0; k < inputs; k++) to[k / 2 * 2 * BLOCK + 2 * i + k % 2] = k < filled ? row[k] : 0;
+        }
+    }
+}
+
+/* sums[i][64] = x[i] . weight block for mr rows of x. */
+INLINE void dot_rows(const int mr, long inputs, const bf16 *x, const bf16 *packed, float *sums) {
+    __m512 sum[6][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_ps();
+    }
+    for (long k = 0; k < inputs; k += 2, packed += 2 * BLOCK) {
+        __m512bh w[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) w[j] = (__m512bh)_mm512_loadu_si512(packed + 32 * j);
+#pragma GCC unroll 6
+        for (int i = 0; i < mr; i++) {
+            int32_t pair;
+            memcpy(&pair, x + i * inputs + k, 4);
+            const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], w[j], a);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) _mm512_storeu_ps(sums + i * BLOCK + j * 16, sum[i][j]);
+    }
+}
+
+static void dot(long mr, long inputs, const bf16 *x, const bf16 *packed, float *sums) {
+    switch (mr) {
+        case 1: dot_rows(1, inputs, x, packed, sums); break;
+        case 2: dot_rows(2, inputs, x, packed, sums); break;
+        case 3: dot_rows(3, inputs, x, packed, sums); break;
+        case 4: dot_rows(4, inputs, x, packed, sums); break;
+        case 5: dot_rows(5, inputs, x, packed, sums); break;
+        default: dot_rows(6, inputs, x, packed, sums);
+    }
+}
+
+/* out[rows, outputs] = x[rows, inputs] weight', in bfloat16, or in float where `wide` is given instead. */
+void linear_packed(int threads, long rows, long outputs, long inputs, const bf16 *restrict x,
+                   const bf16 *restrict packed, bf16 *restrict out, float *restrict wide) {
+    const long blocks = (outputs + BLOCK - 1) / BLOCK, chunks = (rows + CHUNK - 1) / CHUNK;
+    PARALLEL_FOR for (long task = 0; task < blocks * chunks; task++) {
+        const long block = task / chunks, first = task % chunks * CHUNK, last = at_most(rows, first + CHUNK);
+        const long begin = block * BLOCK, width = at_most(BLOCK, outputs - begin);
+        const bf16 *weights = packed + begin * inputs;
+        float sums[6 * BLOCK];
+        for (long row = first; row < last; row += 6) {
+            const long mr = at_most(6, last - row);
+            dot(mr, inputs, x + row * inputs, weights, sums);
+            for (long i = 0; i < mr; i++) {
+                const long place = (row + i) * outputs + begin;
+                if (wide) {
+                    memcpy(wide + place, sums + i * BLOCK, (size_t)width * sizeof(float));
+                } else {
+                    SIMD for (long j = 0; j < width; j++) out[place + j] = narrow(sums[i * BLOCK + j]);
+                }
+            }
+        }
+    }
+}
+
+#else
+
+int can_pack(void) { return 0; }
+
+#endif
+
+/* ---- One position of gated short convolution ---- */
+
+/* One row; `taps` is a constant after inlining. */
+INLINE void step_taps(const long taps, long width, const bf16 *restrict bcx, const bf16 *restrict weight,
+                      bf16 *restrict past, bf16 *restrict out) {
+    const bf16 *restrict gate = bcx + width, *restrict x = bcx + 2 * width;
+    SIMD for (long i = 0; i < width; i++) {
+        const float now = widen(bcx[i]) * widen(x[i]);
+        float total = widen(weight[i * taps + taps - 1]) * now;
+        for (long tap = 0; tap < taps - 1; tap++) total += widen(weight[i * taps + tap]) * widen(past[tap * width + i]);
+        for (long tap = 0; tap < taps - 2; tap++) past[tap * width + i] = past[(tap + 1) * width + i];
+        if (taps > 1) past[(taps - 2) * width + i] = narrow(now);
+        out[i] = narrow(widen(gate[i]) * total);
+    }
+}
+
+/* bcx: [batch, 3 * width] = input gate, output gate, x. inputs: [batch, taps - 1, width], oldest first; they move on by
+ * one. weight: [width, taps], the last tap for the current token. */
+void short_conv_step(int threads, long batch, long width, long taps, const bf16 *restrict bcx,
+                     const bf16 *restrict weight, bf16 *restrict inputs, bf16 *restrict out) {
+    PARALLEL_FOR for (long row = 0; row < batch; row++) {
+        const bf16 *in = bcx + row * 3 * width;
+        bf16 *past = inputs + row * (taps - 1) * width, *to = out + row * width;
+        switch (taps) {
+            case 3: step_taps(3, width, in, weight, past, to); break;
+            case 4: step_taps(4, width, in, weight, past, to); break;
+            default: step_taps(taps, width, in, weight, past, to);
+        }
+    }
+}
+
+/* ---- One position of attention over a cache ---- */
+
+/* A norm's weight in either precision; both are NULL where there is no norm. */
+typedef struct {
+    const float *wide;
+    const bf16 *narrow;
+} Weight;
+
+/* Norm and rotation of the first `turn` dimensions of one head. */
+INLINE void turn_head(long dim, long turn, const bf16 *restrict x, Weight weight, float eps,
+                      const float *restrict cosines, const float *restrict sines, float *restrict out) {
+    SIMD for (long i = 0; i < dim; i++) out[i] = widen(x[i]);
+    if (weight.wide || weight.narrow) {
+        float squares = 0.0f;
+        SIMD_SUM(squares) for (long i = 0; i < dim; i++) squares += out[i] * out[i];
+        const float scale = 1.0f / sqrtf(squares / (float)dim + eps);
+        if (weight.wide) {
+            SIMD for (long i = 0; i < dim; i++) out[i] *= scale * weight.wide[i];
+        } else {
+            SIMD for (long i = 0; i < dim; i++) out[i] *= scale * widen(weight.narrow[i]);
+        }
+    }
+    const long half = turn / 2;
+    SIMD for (long i = 0; i < half; i++) {
+        const float low = out[i], high = out[half + i];
+        out[i] = low * cosines[i] - high * sines[i];
+        out[half + i] = high * cosines[half + i] + low * sines[half + i];
+    }
+}
+
+/* out = softmax(scale * query keys') values over `seen` positions; `dim`, at most 128, is a constant after inlining. */
+INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
+                        const bf16 *restrict values, float *restrict scores, bf16 *restrict out) {
+    float highest = -INFINITY, total = 0.0f, sum[128] = {0};
+    for (long s = 0; s < seen; s++) {
+        float score = 0.0f;
+        SIMD_SUM(score) for (long i = 0; i < dim; i++) score += query[i] * widen(keys[s * dim + i]);
+        scores[s] = score * scale;
+        highest = scores[s] > highest ? scores[s] : highest;
+    }
+    SIMD_SUM(total) for (long s = 0; s < seen; s++) {
+        scores[s] = exponential(scores[s] - highest);
+        total += scores[s];
+    }
+    for (long s = 0; s < seen; s++) {
+        const float weight = scores[s];
+        SIMD for (long i = 0; i < dim; i++) sum[i] += weight * widen(values[s * dim + i]);
+    }
+    SIMD for (long i = 0; i < dim; i++) out[i] = narrow(sum[i] / total);
+}
+
+long attention_step_scratch(long dim, long capacity) { return dim + capacity; } /* floats per thread */
+
+/* qkv: rows of `stride` elements that begin with heads * dim queries, groups * dim keys and as many values.
+ * lengths: positions that a row holds already; its key and value go to length % capacity of keys, values
+ * [batch, groups, capacity, dim], and its queries see min(length + 1, capacity) positions.
+ * cosines, sines: [batch, turn]. out: [batch, heads * dim]. dim is 32, 64 or 128. */
+void attention_step(int threads, long batch, long heads, long groups, long dim, long turn, long capacity, long stride,
+                    const bf16 *restrict qkv, const float *restrict q_norm, const float *restrict k_norm,
+                    const bf16 *restrict narrow_q_norm, const bf16 *restrict narrow_k_norm, float eps,
+                    const float *restrict cosines, const float *restrict sines, const int64_t *restrict lengths,
+                    float scale, bf16 *restrict keys, bf16 *restrict values, bf16 *restrict out,
+                    float *restrict scratch) {
+    const Weight q_weight = {q_norm, narrow_q_norm}, k_weight = {k_norm, narrow_k_norm};
+    const long sharing = heads / groups;
+    PARALLEL_FOR for (long task = 0; task < batch * groups; task++) {
+        const long row = task / groups, group = task % groups, place = lengths[row] % capacity;
+        const long seen = at_most(lengths[row] + 1, capacity);
+        const bf16 *in = qkv + row * stride;
+        const float *cosine = cosines + row * turn, *sine = sines + row * turn;
+        bf16 *restrict k = keys + task * capacity * dim, *restrict v = values + task * capacity * dim;
+        float *restrict query = scratch + THREAD * attention_step_scratch(dim, capacity);
+        float *restrict scores = query + dim;
+        turn_head(dim, turn, in + (heads + group) * dim, k_weight, eps, cosine, sine, query);
+        for (long i = 0; i < dim; i++) k[place * dim + i] = narrow(query[i]);
+        memcpy(v + place * dim, in + (heads + groups + group) * dim, (size_t)dim * sizeof(bf16));
+        for (long h = group * sharing; h < (group + 1) * sharing; h++) {
+            turn_head(dim, turn, in + h * dim, q_weight, eps, cosine, sine, query);
+            bf16 *to = out + (row * heads + h) * dim;
+            switch (dim) {
+                case 32: attend_head(32, seen, scale, query, k, v, scores, to); break;
+                case 64: attend_head(64, seen, scale, query, k, v, scores, to); break;
+                default: attend_head(128, seen, scale, query, k, v, scores, to);
+            }
+        }
+    }
+}
+
+/* ---- The likeliest token ---- */
+
+/* For each row of logits [rows, width] the place of the highest of the first `among`, and log(sum(exp(row))). */
+void highest(int threads, long rows, long width, long among, const float *restrict logits, int64_t *restrict place,
+             float *restrict log_total) {
+    PARALLEL_FOR for (long row = 0; row < rows; row++) {
+        const float *restrict xs = logits + row * width;
+        float most = -INFINITY, most_among = -INFINITY, total = 0.0f;
+        for (long i = 0; i < among; i++) most_among = xs[i] > most_among ? xs[i] : most_among;
+        for (long i = among; i < width; i++) most = xs[i] > most ? xs[i] : most;
+        most = most_among > most ? most_among : most;
+        long found = 0;
+        while (found < among - 1 && xs[found] != most_among) found++;
+        place[row] = found;
+        SIMD_SUM(total) for (long i = 0; i < width; i++) total += exponential(xs[i] - most);
+        log_total[row] = most + logf(total);
+    }
+}
