@@ -50,7 +50,7 @@ def closed_form() -> dict[str, Any]:
             worst = max(worst, abs(params / (factor * (flops / 6) ** share) - 1), abs(6 * params * tokens / flops - 1))
             slope = law.alpha * law.A * params**-law.alpha / (law.beta * law.B * tokens**-law.beta)
             worst = max(worst, abs(slope - 1))
-    size, tokens = PRESETS["LFM2.5-350M"]
+    size, tokens = PRESETS["lfm2.5-350m"]
     flops = 6 * size * tokens
     best = EPOCH.optimum(flops)
     start = chinchilla(Budget(flops=1e23), EPOCH)

@@ -173,7 +173,7 @@ def test_fits_that_are_refused(runs: Path, capsys: Capture, arguments: tuple[str
     ("arguments", "said"),
     [
         ((), "nothing limits the plan"),
-        (("--preset", "LFM2-350"), "there is no preset LFM2-350; did you mean LFM2-350M?"),
+        (("--preset", "LFM2-350"), "there is no preset LFM2-350; did you mean lfm2-350m?"),
         (("--flops", "1e21", "--dollars", "5"), "--flops and --dollars each set the training budget"),
         (("--flops", "much"), "--flops much is no positive number"),
         (("--flops", "1e21", "--gpu", "H10"), "there is no GPU H10"),

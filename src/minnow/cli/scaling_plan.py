@@ -63,7 +63,7 @@ def plan(
     Numbers take suffixes: 350M, 28T, 400M (bytes). All options can be combined; each rule is shown when enough is said.
 
     Args:
-        preset: a published model as the budget and the device limit, such as LFM2.5-350M.
+        preset: a published model as the budget and the device limit, such as lfm2.5-350m.
         flops: training compute, 6 N D.
         gpu_hours: the same as hours of one --gpu at --mfu.
         dollars: the same as money at --gpu-price.

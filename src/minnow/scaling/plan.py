@@ -18,11 +18,11 @@ GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S":
 
 # Published models: parameters (embedding counted once) and pre-training tokens.
 PRESETS: dict[str, tuple[float, float]] = {
-    "LFM2-350M": (354_483_968, 10e12),
-    "LFM2.5-350M": (354_483_968, 28e12),
-    "Gemma-3-270M": (268_098_176, 6e12),
-    "Qwen3-0.6B": (596_049_920, 36e12),
-    "SmolLM2-135M": (134_515_008, 2e12),
+    "lfm2-350m": (354_483_968, 10e12),
+    "lfm2.5-350m": (354_483_968, 28e12),
+    "gemma-3-270m": (268_098_176, 6e12),
+    "qwen3-0.6b": (596_049_920, 36e12),
+    "smollm2-135m": (134_515_008, 2e12),
 }
 
 # The paper's fitted constants are not published. Here the Epoch constants stand for size and tokens, gamma is a guess,
