@@ -4,9 +4,10 @@ Trains the pocket recipe up to RL with four backbones of matched size that diffe
 with several seeds, and prints loop rates, task scores, training speed and memory.
 
     python benchmarks/operators.py run runs/operators [--mixers attn conv sliding delta] [--seeds 1 2 3] [--jobs 2]
-    python benchmarks/operators.py table runs/operators [--json]
+    python benchmarks/operators.py table runs/operators
+    python benchmarks/operators.py speed [--threads 2]
 
-``run`` continues where it was stopped: a finished stage is kept.
+``run`` continues where it was stopped: a finished stage is kept. ``speed`` measures the four shapes side by side.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+
+from minnow.model.backbone import Backbone
+from minnow.model.footprint import state_bytes
+from minnow.recipe.schema import ModelSettings
+from pretrain_step import seconds, training_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pocket.yaml"
 LAST_STAGE = "measure-grpo"
@@ -67,20 +77,116 @@ def read(folder: Path, mixer: str) -> dict[int, dict[str, Any]]:
     return runs
 
 
+def _cells(values: Sequence[float], form: str) -> str:
+    """Mean over seeds, and each seed."""
+    return f"{form.format(statistics.mean(values))} ({', '.join(form.format(value) for value in values)})"
+
+
+def _greedy(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(loops for loops in result["loops"] if loops["temperature"] == 0.0)
+
+
+def _task(run: Mapping[str, Any], stage: str, name: str) -> float:
+    return 100 * float(run[stage]["tasks"][name]["value"])
+
+
+def table(folder: Path, mixers: Sequence[str]) -> list[str]:
+    """Markdown rows: one column per backbone, the mean of its seeds and each seed."""
+    runs = {mixer: list(read(folder, mixer).values()) for mixer in mixers}
+    lines = [
+        "| | " + " | ".join(f"{NAMES[m]}, n = {len(runs[m])}" for m in mixers) + " |",
+        "|---" * (len(mixers) + 1) + "|",
+    ]
+
+    def row(label: str, value: Any, form: str) -> None:
+        cells = [_cells([value(run) for run in runs[mixer]], form) for mixer in mixers]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    row("parameters", lambda run: run["pretrain"]["parameters"] / 1e6, "{:.3f}M")
+    row("bits per byte after pre-training", lambda run: run["pretrain"]["bits_per_byte"], "{:.3f}")
+    for stage, name in STAGES.items():
+        row(f"greedy loops after {name}, %", lambda run, stage=stage: 100 * _greedy(run[stage])["rate"], "{:.1f}")
+    row(
+        "pages that loop after SFT, %",
+        lambda run: 100 * _greedy(run["measure-sft"])["by_task"]["page"]["rate"],
+        "{:.1f}",
+    )
+    for temperature in (0.5, 1.0):
+        row(
+            f"loops after SFT at T = {temperature}, %",
+            lambda run, t=temperature: (
+                100 * next(x for x in run["measure-sft"]["loops"] if x["temperature"] == t)["rate"]
+            ),
+            "{:.1f}",
+        )
+    for stage, name in (("measure-sft", "SFT"), ("measure-grpo", "RL")):
+        row(
+            f"mean task value after {name}, %",
+            lambda run, stage=stage: statistics.mean(_task(run, stage, task) for task in run[stage]["tasks"]),
+            "{:.1f}",
+        )
+    for task in next(iter(runs[mixers[0]]))["measure-grpo"]["tasks"]:
+        row(f"{task} after RL, %", lambda run, task=task: _task(run, "measure-grpo", task), "{:.0f}")
+    return lines
+
+
+def speed(threads: int, rounds: int = 5) -> list[str]:
+    """Training and decoding of the four shapes in turn, and the decode state of a row."""
+    torch.set_num_threads(threads)
+    configs = {mixer: ModelSettings(**recipe(mixer)["model"]).config(2048) for mixer in WIDTHS}
+    steps = {mixer: training_step(config, rows=8, length=256, mean=64) for mixer, config in configs.items()}
+    models = {mixer: Backbone(config).to(torch.bfloat16) for mixer, config in configs.items()}
+    for model in models.values():
+        model.initialise(seed=0)
+
+    def decode(model: Backbone) -> float:
+        tokens = torch.randint(8, 2000, (64, 32), generator=torch.Generator().manual_seed(0))
+        with model.decoding():
+            _, state = model.prefill(tokens, torch.full((64,), 32), 32 + 128)
+            begin = time.perf_counter()
+            for _ in range(128):
+                model.step(tokens[:, 0], state)
+            return 64 * 128 / (time.perf_counter() - begin)
+
+    trained: dict[str, list[float]] = {mixer: [] for mixer in WIDTHS}
+    decoded: dict[str, list[float]] = {mixer: [] for mixer in WIDTHS}
+    for step in steps.values():
+        step()
+    for _ in range(rounds):
+        for mixer in WIDTHS:
+            trained[mixer].append(2048 * 4 / sum(seconds(steps[mixer]) for _ in range(4)))
+            decoded[mixer].append(decode(models[mixer]))
+    head = "| | " + " | ".join(NAMES[mixer] for mixer in WIDTHS) + " |"
+
+    def cells(values: Mapping[str, Sequence[float]]) -> str:
+        return " | ".join(f"{statistics.median(v):,.0f} ({min(v):,.0f}–{max(v):,.0f})" for v in values.values())
+
+    states = " | ".join(f"{sum(state_bytes(config, 512).values()):,}" for config in configs.values())
+    return [
+        head,
+        "|---" * (len(WIDTHS) + 1) + "|",
+        f"| training step without Muon, tokens/s | {cells(trained)} |",
+        f"| decoding 64 rows, positions 32 to 160, tokens/s | {cells(decoded)} |",
+        f"| decode state of a row at 512 tokens, bytes | {states} |",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "table"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("action", choices=("run", "table", "speed"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/operators"))
     parser.add_argument("--mixers", nargs="+", choices=tuple(WIDTHS), default=list(WIDTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--threads", type=int, default=2, help="of the measurement of speed")
     flags = parser.parse_args()
     if flags.action == "run":
         with ThreadPoolExecutor(flags.jobs) as pool:
             runs = [pool.submit(train, flags.folder, mixer, seed, 1) for seed in flags.seeds for mixer in flags.mixers]
             for run in runs:
                 run.result()
+    else:
+        print("\n".join(table(flags.folder, flags.mixers) if flags.action == "table" else speed(flags.threads)))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,40 @@ def test_prefill_and_steps_equal_the_full_forward(
             hidden = model.step(torch.stack([t[n + step] for t, n in zip(texts, lengths, strict=True)]), state)
 
 
+@pytest.mark.parametrize(
+    "mixers",
+    [
+        (ShortConv(4), Attention(2, 1, 32, Rope(1e4))),
+        (Attention(2, 1, 32, Rope(1e4), window=3), GatedDelta(1, 2, 16, 16)),
+    ],
+    ids=["convolution and attention", "window and delta net"],
+)
+def test_decoding_in_bfloat16_follows_single_precision(mixers: tuple[Mixer, ...]) -> None:
+    """Packed weights and fused steps; nothing of them stays behind."""
+    model = model_of(*mixers, seed=3)
+    texts, lengths = [ids(n + 12, seed=n) for n in (5, 9, 1)], [5, 9, 1]
+    wanted = torch.cat([model(text[None])[0, n - 1 :] for text, n in zip(texts, lengths, strict=True)])
+    wanted_logits = model.logits(wanted).detach()
+    plain = {name: tensor.clone() for name, tensor in model.bfloat16().state_dict().items()}
+    prompts = torch.zeros(3, 9, dtype=torch.long)
+    for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
+        prompts[row, :n] = text[:n]
+    found: list[list[Tensor]] = [[], [], []]
+    with model.decoding():
+        hidden, state = model.prefill(prompts, torch.tensor(lengths), 21)
+        for step in range(13):
+            with torch.no_grad():
+                logits = model.logits(hidden)
+            for row in range(3):
+                found[row].append(logits[row])
+            if step < 12:
+                hidden = model.step(torch.stack([t[n + step] for t, n in zip(texts, lengths, strict=True)]), state)
+    result = torch.cat([torch.stack(row) for row in found])
+    assert float((result - wanted_logits).norm() / wanted_logits.norm()) < 0.03
+    assert model.packed_head is None and not any(getattr(part, "packed", None) is not None for part in model.modules())
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in model.state_dict().items())
+
+
 def read(model: Backbone, texts: list[Tensor], lengths: list[int], capacity: int) -> DecodeState:
     prompts = torch.zeros(len(texts), max(lengths), dtype=torch.long)
     for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
