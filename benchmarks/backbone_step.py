@@ -162,7 +162,7 @@ def main() -> None:
     print(
         "| model | tokens | "
         + " | ".join(f"{way}, s" for way in WAYS)
-        + " | eager ÷ Minnow | compiled ÷ Minnow | MiB: transformers, Minnow |"
+        + " | eager ÷ Minnow | compiled ÷ Minnow | MiB: Minnow, transformers |"
     )
     print("|---|---:" + "|---:" * 6 + "|")
     for family in options.family:
