@@ -89,6 +89,18 @@ def test_packed_weights_stand_aside_where_a_gradient_is_wanted() -> None:
 
 
 @needs_library
+def test_packed_weights_and_norms_take_no_other_type_for_their_own() -> None:
+    x, weight, scale = draw(3, 8), draw(5, 8, seed=1), draw(8, seed=2)
+    with torch.no_grad():
+        wide = kernels.logits(x.float(), weight, packed=kernels.pack(weight))
+        with pytest.raises(RuntimeError):
+            kernels.linear(x.float(), weight, kernels.pack(weight))
+        normed = kernels.rms_norm(x, scale.double(), EPS)
+    close(wide, x.double() @ weight.double().T, 1e-5)
+    close(normed, reference.rms_norm(x.double(), scale.double(), EPS), BF16)
+
+
+@needs_library
 @shapes
 @given(batch=st.integers(1, 40), width=sizes, taps=st.integers(1, 7))
 def test_short_conv_step(batch: int, width: int, taps: int) -> None:

@@ -192,7 +192,7 @@ def pack(weight: Tensor) -> Tensor | None:
 
 def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """``x [..., K]`` times ``weight [N, K]``; faster where ``weight`` was packed, if no gradient is wanted."""
-    if packed is None or torch.is_grad_enabled():
+    if packed is None or x.dtype != weight.dtype or torch.is_grad_enabled():
         return F.linear(x, weight)
     return decoding.linear(x, packed, len(weight), torch.bfloat16)
 
@@ -250,7 +250,7 @@ def gated_linear_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory
 
 def logits(hidden: Tensor, head: Tensor, softcap: float | None = None, packed: Tensor | None = None) -> Tensor:
     """``hidden @ head.T`` in float32 (float64 for float64 input), capped to ``softcap * tanh(logits / softcap)``."""
-    if softcap is None and packed is not None and not torch.is_grad_enabled():
+    if softcap is None and packed is not None and hidden.dtype == head.dtype and not torch.is_grad_enabled():
         return decoding.linear(hidden, packed, len(head), torch.float32)
     return reference.logits(hidden, head, softcap)
 

@@ -16,8 +16,6 @@ int can_pack(void) { return 1; }
 
 /* The packed form has pairs of inputs (their number is even) side by side for BLOCK outputs at a time, the last block
  * padded with zeros: round_up(outputs, BLOCK) * inputs elements. */
-long packed_size(long outputs, long inputs) { return round_up(outputs, BLOCK) * inputs; }
-
 void pack(int threads, long outputs, long inputs, const bf16 *restrict weight, bf16 *restrict packed) {
     PARALLEL_FOR for (long block = 0; block < (outputs + BLOCK - 1) / BLOCK; block++) {
         bf16 *restrict to = packed + block * inputs * BLOCK;

@@ -48,18 +48,20 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     residual = None if residual is None else residual.contiguous()
     width = x.shape[-1]
     total, out = x if residual is None else torch.empty_like(x), torch.empty_like(x)
+    wide, narrow = _either(weight)
     library().rms_norm_forward(
         threads(x.numel()), x.numel() // width, width, x.data_ptr(), pointer(residual),
-        None if residual is None else total.data_ptr(), *_either(weight), eps, out.data_ptr(), None,
+        None if residual is None else total.data_ptr(), pointer(wide), pointer(narrow), eps, out.data_ptr(), None,
     )  # fmt: skip
     return total, out
 
 
-def _either(weight: Tensor | None) -> tuple[int | None, int | None]:
+def _either(weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """A norm's weight for an argument in float32 and one in bfloat16."""
     if weight is None:
         return None, None
-    return (None, weight.data_ptr()) if weight.dtype == torch.bfloat16 else (weight.data_ptr(), None)
+    weight = weight.contiguous()
+    return (None, weight) if weight.dtype == torch.bfloat16 else (weight.float(), None)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -115,8 +117,8 @@ def attention_step(
     some = threads(batch * heads * capacity * dim)
     scratch = floats(some, library().attention_step_scratch(dim, capacity))
     library().attention_step(
-        some, batch, heads, groups, dim, cos.shape[-1], capacity, qkv.stride(0), qkv.data_ptr(), q_wide, k_wide,
-        q_narrow, k_narrow, eps, cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
+        some, batch, heads, groups, dim, cos.shape[-1], capacity, qkv.stride(0), qkv.data_ptr(), pointer(q_wide),
+        pointer(k_wide), pointer(q_narrow), pointer(k_narrow), eps, cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
         dim**-0.5 if scale is None else scale, keys.data_ptr(), values.data_ptr(), out.data_ptr(), scratch.data_ptr(),
     )  # fmt: skip
     return out
