@@ -5,9 +5,11 @@ with several seeds, and prints loop rates, task scores, training speed and memor
 
     python benchmarks/operators.py run runs/operators [--mixers attn conv sliding delta] [--seeds 1 2 3] [--jobs 2]
     python benchmarks/operators.py table runs/operators
+    python benchmarks/operators.py endings runs/operators
     python benchmarks/operators.py speed [--threads 2]
 
-``run`` continues where it was stopped: a finished stage is kept. ``speed`` measures the four shapes side by side.
+``run`` continues where it was stopped: a finished stage is kept. ``endings`` lets the answers
+of the models after SFT run to their budget, and ``speed`` measures the four shapes side by side.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ from typing import Any
 import torch
 import yaml
 
+from minnow.evaluate.measure import answer
 from minnow.model.backbone import Backbone
 from minnow.model.footprint import state_bytes
 from minnow.recipe.schema import ModelSettings
+from minnow.recipe.stages.sources import engine_of
+from minnow.rollout.records import Sampling
+from minnow.tasks import PocketWorld
 from pretrain_step import seconds, training_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pocket.yaml"
@@ -130,6 +136,29 @@ def table(folder: Path, mixers: Sequence[str]) -> list[str]:
     return lines
 
 
+def endings(folder: Path, mixers: Sequence[str]) -> list[str]:
+    """Greedy answers after SFT once stopped at certain loops and once left alone: how many loop, or are cut off."""
+    lines = [
+        "| | stopped as a loop | left alone: in a loop at the end | left alone: cut off without one |",
+        "|---|---:|---:|---:|",
+    ]
+    for mixer in mixers:
+        for checkpoint in sorted(folder.glob(f"{mixer}-*/run/sft/checkpoint")):
+            seed = int(checkpoint.parents[2].name.rpartition("-")[2])
+            engine, _, words = engine_of(checkpoint, rows=512)
+            prompts = PocketWorld(seed).loop_prone("held_out", 500)
+            stopped, alone = (
+                answer(engine, words, prompts, Sampling(0.0, 512, stop_on_loop=stop)) for stop in (True, False)
+            )
+            counts = (
+                sum(rollout.loop is not None for rollout in stopped),
+                sum(rollout.loop is not None for rollout in alone),
+                sum(rollout.finish_reason == "length" and rollout.loop is None for rollout in alone),
+            )
+            lines.append(f"| {NAMES[mixer]}, seed {seed} | " + " | ".join(map(str, counts)) + " |")
+    return lines
+
+
 def speed(threads: int, rounds: int = 5) -> list[str]:
     """Training and decoding of the four shapes in turn, and the decode state of a row."""
     torch.set_num_threads(threads)
@@ -173,7 +202,7 @@ def speed(threads: int, rounds: int = 5) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "table", "speed"))
+    parser.add_argument("action", choices=("run", "table", "endings", "speed"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/operators"))
     parser.add_argument("--mixers", nargs="+", choices=tuple(WIDTHS), default=list(WIDTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -186,7 +215,12 @@ def main() -> None:
             for run in runs:
                 run.result()
     else:
-        print("\n".join(table(flags.folder, flags.mixers) if flags.action == "table" else speed(flags.threads)))
+        actions = {
+            "table": lambda: table(flags.folder, flags.mixers),
+            "endings": lambda: endings(flags.folder, flags.mixers),
+            "speed": lambda: speed(flags.threads),
+        }
+        print("\n".join(actions[flags.action]()))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LOSSES = {"C4 validation": "loss_c4_val_shard-{0000000..0000010}.tar", "OpenLM":
 DATA_SETS = ("c4_original", "rpj")
 
 
-def synthetic(seed: int, noise: float = NOISE, law: Law = EPOCH, count: int = COUNT) -> Points:
+def synthetic(seed: int = 0, noise: float = NOISE, law: Law = EPOCH, count: int = COUNT) -> Points:
     """Runs in the range of the Chinchilla study: 6e18 to 3e21 FLOPs, sizes within a factor 6 of 20 tokens each."""
     random = np.random.default_rng(seed)
     flops = np.exp(random.uniform(math.log(6e18), math.log(3e21), count))
