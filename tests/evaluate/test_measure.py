@@ -71,15 +71,16 @@ def test_the_ideal_answer_is_right_when_it_ends(task: str, pocket: PocketWorld) 
         assert (verdict.value, verdict.correct) == (0.0, False)
 
 
-def test_task_scores_are_rates_by_task_and_their_plain_mean(pocket: PocketWorld, words: Tokenizer) -> None:
+def test_task_scores_are_rates_and_values_by_task_and_their_plain_mean(pocket: PocketWorld, words: Tokenizer) -> None:
     examples = [*pocket.examples("arithmetic", "train", 4), *pocket.examples("extraction", "train", 1)]
     answers = {e.id: (reference(e), "stop") for e in examples}
     answers[examples[0].id] = ("No idea.", "stop")
     engine = Told(words, answers)
     scores = score_tasks(engine, words, examples, 33, seed=2)
     assert scores.rates == {"arithmetic": Rate(3, 4), "extraction": Rate(1, 1)}
-    assert scores.mean == pytest.approx((0.75 + 1.0) / 2)
-    assert scores.as_dict()["arithmetic"] == Rate(3, 4).as_dict()
+    assert scores.values == {"arithmetic": 0.75, "extraction": 1.0}
+    assert scores.mean_value == pytest.approx((0.75 + 1.0) / 2)
+    assert scores.as_dict()["arithmetic"] == Rate(3, 4).as_dict() | {"value": 0.75}
     assert {sampling for _, _, sampling in engine.asked} == {Sampling(0.0, 33, 2)}
 
 
@@ -101,11 +102,13 @@ def test_loop_rates_tell_loops_from_truncations(pocket: PocketWorld, words: Toke
 
 
 def test_loop_examples_mark_the_onset_in_the_text(pocket: PocketWorld, words: Tokenizer) -> None:
-    """One per task; the text from the onset on is the loop's second copy."""
+    """Every task comes once before any comes twice; the text from the onset on is the loop's second copy."""
     examples = pocket.loop_prone("train", 8)
     rollouts = answer(Told(words, {e.id: (looping(words), "loop") for e in examples}), words, examples, Sampling())
-    shown = loop_examples(words, examples, rollouts, most=3)
-    assert len(shown) == 3 and len({each["task"] for each in shown}) == 3
+    shown = loop_examples(words, examples, rollouts, most=6)
+    tasks = ["page", "enumeration", "walk", "arithmetic", "page", "enumeration"]
+    assert [each["task"] for each in shown] == tasks
+    assert shown[0]["prompt"] != shown[4]["prompt"]
     for each in shown:
         rest = each["text"][each["onset_character"] :]
         copy = words.decode(rollouts[0].token_ids[-each["period"] :])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minnow.tasks import TASKS, Example, PocketWorld, verify, verify_call
+from minnow.tasks import TASKS, Example, PocketWorld, Score, verify, verify_call
 from minnow.tasks.arithmetic import worked
 from minnow.tasks.types import SPLITS
 
@@ -44,11 +44,10 @@ def test_every_loop_prone_reference_is_correct() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_another_examples_reply_is_wrong(task: str) -> None:
-    if task == "enumeration":  # scored on form alone, so another list is as good
-        pytest.skip("lists are interchangeable")
     examples = some(task)
     for example, other in itertools.pairwise(examples):
-        golds = [e.answer["gold"] if task in ("question", *TOOL_TASKS) else reply(e) for e in (example, other)]
+        key = {"page": "title", "question": "gold", "search": "gold", "calculator": "gold"}.get(task)
+        golds = [e.answer[key] if key else reply(e) for e in (example, other)]
         if golds[0] != golds[1]:
             assert not verify(example, reply(other)).correct, (example, other)
 
@@ -126,13 +125,20 @@ def test_every_walk_offers_a_cycle_and_one_way_through() -> None:
 
 def test_enumeration_form() -> None:
     example = WORLDS[0].examples("enumeration", "held_out", 1)[0]
-    names = reply(example).removesuffix(".").split(", ")
-    assert verify(example, "\n".join(names) + ".").correct
-    assert "full stop" in verify(example, ", ".join(names)).reason
-    assert "distinct" in verify(example, ", ".join([*names[:12], *names[:6]]) + ".").reason
-    assert "wanted 15 to 60" in verify(example, ", ".join(names[:14]) + ".").reason
-    assert "not a name" in verify(example, ", ".join([*names, "no"]) + ".").reason
-    looped = verify(example, ", ".join(names[:2] * 100))
+    opening, names = example.answer["opening"], example.answer["names"]
+
+    def listed(items: list[str], end: str = ".") -> Score:
+        return verify(example, opening + ", ".join(items) + end)
+
+    assert len(names) == 12 and listed(names).correct and listed(names[:8]).correct
+    assert verify(example, opening + "\n".join(names) + ".").correct
+    assert "open" in verify(example, ", ".join(names) + ".").reason
+    assert "full stop" in listed(names, end="").reason
+    assert "distinct" in listed([*names[:8], *names[:4]]).reason
+    assert "wanted 8 to 12" in listed(names[:7]).reason
+    assert "wanted 8 to 12" in listed([*names, names[0]]).reason
+    assert "none of the names" in listed([*names[:8], "Nowhere"]).reason
+    looped = listed(names[:2] * 100, end="")
     assert not looped.correct and looped.value < 0.01
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +40,18 @@ def score(example: Example, rollout: Rollout) -> Score:
 
 @dataclass
 class TaskScores:
-    """Share of correct answers by task, and their unweighted mean."""
+    """Share of correct answers and mean verifier value by task."""
 
     rates: dict[str, Rate]
+    values: dict[str, float]
 
     @property
-    def mean(self) -> float:
-        return sum(rate.rate for rate in self.rates.values()) / max(1, len(self.rates))
+    def mean_value(self) -> float:
+        """Unweighted over tasks; unlike the share of correct answers it sees a page that has got better or worse."""
+        return sum(self.values.values()) / max(1, len(self.values))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        return {task: rate.as_dict() for task, rate in self.rates.items()}
+        return {task: rate.as_dict() | {"value": self.values[task]} for task, rate in self.rates.items()}
 
 
 def score_tasks(
@@ -61,11 +63,14 @@ def score_tasks(
 
 
 def tally(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> TaskScores:
-    """Correct answers by task."""
-    right: dict[str, list[bool]] = defaultdict(list)
+    """Correct answers and values by task."""
+    found: dict[str, list[Score]] = defaultdict(list)
     for example, rollout in zip(examples, rollouts, strict=True):
-        right[example.task].append(score(example, rollout).correct)
-    return TaskScores({task: Rate(sum(values), len(values)) for task, values in right.items()})
+        found[example.task].append(score(example, rollout))
+    return TaskScores(
+        {task: Rate(sum(s.correct for s in scores), len(scores)) for task, scores in found.items()},
+        {task: sum(s.value for s in scores) / len(scores) for task, scores in found.items()},
+    )
 
 
 @dataclass
@@ -130,13 +135,17 @@ def measure_loops(
 def loop_examples(
     tokenizer: Tokenizer, examples: Sequence[Example], rollouts: Sequence[Rollout], most: int = 4
 ) -> list[dict[str, Any]]:
-    """Looping answers as text with the onset marked, a different task each where there are several."""
-    found: dict[str, dict[str, Any]] = {}
+    """Looping answers as text with the onset marked: every task's first, then every task's second, and so on."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    seen: Counter[str] = Counter()
     for example, rollout in zip(examples, rollouts, strict=True):
-        if rollout.loop is None or example.task in found:
+        if rollout.loop is None:
+            continue
+        seen[example.task] += 1
+        if seen[example.task] > most:
             continue
         before = tokenizer.decode(rollout.token_ids[: rollout.loop.onset], keep_special=True)
-        found[example.task] = {
+        shown = {
             "task": example.task,
             "prompt": example.messages[-1]["content"],
             "text": rollout.text,
@@ -146,4 +155,5 @@ def loop_examples(
             "copies": rollout.loop.copies,
             "temperature": rollout.sampling.temperature,
         }
-    return list(found.values())[:most]
+        found.append((seen[example.task], shown))
+    return [shown for _, shown in sorted(found, key=lambda entry: entry[0])[:most]]

@@ -19,8 +19,8 @@ class Gate:
     """Measures a policy on prompts of the training split that neither pairs nor RL draw from, and remembers the best.
 
     Preference training with too high a rate *creates* loops and preference loss does not show it, so checkpoints are
-    chosen by what matters: the fewest greedy loops among those whose task score is within ``tolerance`` of the best
-    seen so far, the higher task score between equals.
+    chosen by what matters: the fewest greedy loops among those whose task score (mean verifier value) is within
+    ``tolerance`` of the best seen so far, the higher score between equals.
     """
 
     engine: Engine
@@ -43,12 +43,12 @@ class Gate:
         return self.kept[self.best_step]
 
     def measure(self) -> tuple[float, float]:
-        """Greedy loop rate and mean task score of the policy as it is; truncated answers count as loops do."""
+        """Greedy loop rate and mean verifier value of the policy as it is; truncated answers count as loops do."""
         rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
         rates = loop_rates(self.loop_prompts, rollouts)
         stuck = (rates.overall.count + rates.truncated) / rates.overall.total
         scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
-        return stuck, scores.mean
+        return stuck, scores.mean_value
 
     def check(self, step: int, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Measure after ``step``, keep ``weights`` when they are the best so far, and return what was measured."""

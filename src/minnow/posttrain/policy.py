@@ -36,8 +36,12 @@ class RolloutSettings:
 
 
 def reward(example: Example, rollout: Rollout, loop_penalty: float) -> float:
-    """The verifier's value, minus the penalty when the detector says the answer loops."""
-    return score(example, rollout).value - (loop_penalty if rollout.finish_reason == "loop" else 0.0)
+    """Mean of the verifier's value and verdict, minus the penalty when the detector says the answer loops.
+
+    The value alone hardly tells a good long answer from one with a single fault.
+    """
+    found = score(example, rollout)
+    return (found.value + found.correct) / 2 - (loop_penalty if rollout.finish_reason == "loop" else 0.0)
 
 
 def advantages(rewards: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from minnow.errors import UserError
 from minnow.files import write_json
 from minnow.recipe import folder as folders
 from minnow.recipe.context import Metrics, StageContext
-from minnow.recipe.machine import machine, peak_rss_bytes, versions
+from minnow.recipe.machine import machine, peak_rss_bytes, release_memory, versions
 from minnow.recipe.mapping import nearest
 from minnow.recipe.registry import StageKind, stage_kinds
 from minnow.recipe.schema import Recipe, StageSpec
@@ -224,6 +224,7 @@ class _Run:
             seed=folders.stage_seed(self.recipe.seed, spec.name),
             metrics=metrics,
         )
+        release_memory()
         began = time.monotonic()
         result = kind.run(context)
         if self.received:

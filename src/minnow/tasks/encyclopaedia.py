@@ -21,9 +21,10 @@ HELD_OUT_EVERY = 5  # provinces; one in five is held out
 FEWEST_ENTITIES = HELD_OUT_EVERY * BLOCK_SIZE
 
 PROFESSIONS = ("baker", "painter", "miller", "weaver", "doctor", "singer", "farmer", "carpenter", "teacher", "sailor")
-GOODS = ("wool", "salt", "honey", "copper", "glass", "cheese", "timber", "silk", "barley", "wine", "paper", "iron")
-COLOURS = ("red", "blue", "yellow", "white", "purple", "orange", "pink", "green")
-USES = ("tea", "rope", "soap", "bread", "dye", "oil", "candles", "medicine")
+COLOURS = (
+    "red", "blue", "yellow", "white", "purple", "orange", "pink", "green", "grey", "black", "brown", "golden",
+    "crimson", "violet", "scarlet", "cream",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _block(rng: Random, block: int, taken: set[str]) -> list[Entity]:
         town.link("river", rng.choice(made["river"]))
         town.link("founder", rng.choice(people))
         town.facts["year"] = str(rng.randint(1000, 1899))
-        town.facts["export"] = rng.choice(GOODS)
+        town.facts["export"] = rng.choice(ITEMS)
     for person in people:
         person.facts["profession"] = rng.choice(PROFESSIONS)
         person.link("birthplace", rng.choice(towns))
@@ -103,5 +104,5 @@ def _block(rng: Random, block: int, taken: set[str]) -> list[Entity]:
     for plant in made["plant"]:
         plant.link("province", province)
         plant.facts["colour"] = rng.choice(COLOURS)
-        plant.facts["use"] = rng.choice(USES)
+        plant.facts["use"] = rng.choice(ITEMS)
     return [entity for group in made.values() for entity in group]

@@ -10,15 +10,19 @@ from minnow.tasks.names import person_name, place_name
 from minnow.tasks.types import Draft, Score, Split
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-ITEMS = ("lamps", "chairs", "books", "plates", "cups", "boots", "tables", "clocks", "coats", "rugs", "bells", "keys")
+ITEMS = (
+    "lamps", "chairs", "books", "plates", "cups", "boots", "tables", "clocks", "coats", "rugs", "bells", "keys", "bowls",
+    "hats", "gloves", "knives", "mirrors", "ropes", "ladders", "barrels", "baskets", "curtains", "forks", "pillows",
+    "shirts", "spoons", "toys", "wheels", "tents", "saddles",
+)  # fmt: skip
 _TEMPLATES = {
     "booking": (
         "Hi, this is {name}. Please book a table for {people} on {day} at {time}.",
         "Could you book a table for {people} on {day} at {time}? My name is {name}.",
     ),
     "order": (
-        "Hi, this is {name}. I would like to order {quantity} {item} for {town}.",
-        "Please send {quantity} {item} to {town}. My name is {name}.",
+        "Hi, this is {name}. I would like to order {goods} for {town}.",
+        "Please send {goods} to {town}. My name is {name}.",
     ),
     "delivery": (
         "Hi, this is {name}. Please bring parcel {parcel} to {town} on {day}.",
@@ -31,7 +35,7 @@ _TEMPLATES = {
 }
 _KEYS = {
     "booking": ("name", "people", "day", "time"),
-    "order": ("name", "quantity", "item", "town"),
+    "order": ("name", "goods", "town"),
     "delivery": ("name", "parcel", "town", "day"),
     "appointment": ("name", "doctor", "day", "time"),
 }
@@ -45,8 +49,7 @@ def draw(rng: Random, split: Split) -> Draft:
         "people": rng.randint(2, 12),
         "day": rng.choice(DAYS),
         "time": f"{rng.randint(8, 21)}:{rng.choice(('00', '15', '30', '45'))}",
-        "quantity": rng.randint(2, 60),
-        "item": rng.choice(ITEMS),
+        "goods": f"{rng.randint(2, 60)} {rng.choice(ITEMS)}",
         "town": place_name(rng, split),
         "parcel": rng.randint(1000, 9999),
         "doctor": person_name(rng, split),

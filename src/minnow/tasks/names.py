@@ -1,12 +1,11 @@
-"""Names built from syllables, and the rule that keeps the two splits apart.
+"""Names of two words, and the rule that keeps the two splits apart.
 
-Every name has two words, the first from a short fixed list. A tokenizer that joins a word with the
-space before it writes a bare first word otherwise than one inside a sentence; with a fixed list that
-is a few dozen pairs to learn, and the invented second word is the same tokens wherever the name
-stands, so copying a name into JSON or a tool call is plain copying.
+Both words come from fixed lists, so that the vocabulary of a small model holds each of them whole and copying a name
+into JSON or a tool call is plain copying; there are tens of thousands of names, far more than such a model can know
+anything about.
 
-A name belongs to exactly one split by a checksum of its letters, so whatever invents a name at
-any place of the world can never let a held-out name into training text.
+A name belongs to exactly one split by a checksum of its letters, so whatever invents a name at any place of the world
+can never let a held-out name into training text, though both splits use the same words.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 PLACE_FIRST = _words(
-    "Al Bal Bel Ben Bor Cal Car Dal Dor Dun El Fal Fen Fort Gal Glen Hal Hel Kal Kel Kin Lan Las Lor Mal Mar Mel Mon "
-    "Nal Nor Ol Os Pal Per Pol Port Ral Ras Ros Sal San Sel Sor Tal Tel Tor Ul Val Vel Ver Vor Wal Wen Yor Zan Zel"
+    "Al Ald Am Ash Bal Bel Ben Ber Bor Bran Cal Car Col Corn Cran Dal Den Dor Dun Ed El Elm Fal Far Fen Fol Fort Gal "
+    "Gil Glen Gor Gran Hal Ham Har Hel Hol Hun Kal Kar Kel Ken Kin Kor Lan Las Lin Lor Lun Mal Mar Mel Mid Mon Mul Nal "
+    "Nel Nor Nun Ol Or Os Pal Pel Pen Per Pol Port Ral Ram Ras Ros Rud Sal San Sel Shel Sol Sor Stan Tal Tam Tel Thor "
+    "Tor Tun Ul Val Vel Ver Vor Wal Wen Win Wol Yar Yor Zan Zel"
 )
 GIVEN = _words(
     "Ada Alma Anna Axel Bela Bruno Clara Cleo Dana Dora Edna Eli Elsa Emil Enzo Eva Finn Flora Greta Hugo Ida Igor "
@@ -36,15 +37,12 @@ _INITIAL = _words(
     "Mor Nal Nor Ol Or Pal Per Quin Ral Ren Ros Sal Sel Sor Tal Tar Tel Tol Tor Ul Ur Val Vel Vor Wal Wen Yar Yor Zan "
     "Zel Zor"
 )
-_MIDDLE = _words(
-    "ba be bi bo da de di do fa fi ga go ka ke ki ko la le li lo ma me mi mo na ne ni no ra ri ro sa se si so ta te ti "
-    "to va"
-)
 _FINAL = _words(
     "bar ben bin dan den din dor fan gan gar han kan kas ken lan len lin lor lun mar men mir mon mus nar nas nel nia "
     "nor ra ran ren ria ris ron rus san sar sia ska tan tar ten tis ton tra van var via vor"
 )
-_MIDDLE_SHARE = 0.5
+SECOND = tuple(Random("second words").sample([first + last for first in _INITIAL for last in _FINAL], 400))
+"""Second words of all names: few enough that a small tokenizer writes each as one token."""
 _HELD_OUT_EVERY = 5  # checksums; one name or prompt in five is held out
 
 
@@ -53,22 +51,19 @@ def split_of(text: str) -> Split:
     return "held_out" if zlib.crc32(text.encode()) % _HELD_OUT_EVERY == 0 else "train"
 
 
-def place_name(rng: Random, split: Split, first: str | None = None) -> str:
-    """The name of anything but a person, such as "Val Tormidan", from ``split``; ``first`` sets its first word."""
-    return _name(rng, split, PLACE_FIRST if first is None else (first,))
+def place_name(rng: Random, split: Split) -> str:
+    """The name of anything but a person, such as "Val Tordan", from ``split``."""
+    return _name(rng, split, PLACE_FIRST)
 
 
 def person_name(rng: Random, split: Split) -> str:
-    """A given name and a surname, such as "Dana Corbidan", from ``split``."""
+    """A given name and a surname, such as "Dana Corvan", from ``split``."""
     return _name(rng, split, GIVEN)
 
 
 def _name(rng: Random, split: Split, first: Sequence[str]) -> str:
     while True:
-        name = f"{_pick(rng, first)} {_pick(rng, _INITIAL)}"
-        if rng.random() < _MIDDLE_SHARE:
-            name += _pick(rng, _MIDDLE)
-        name += _pick(rng, _FINAL)
+        name = f"{_pick(rng, first)} {_pick(rng, SECOND)}"
         if split_of(name) == split:
             return name
 

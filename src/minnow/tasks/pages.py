@@ -6,13 +6,14 @@ import re
 from random import Random
 from typing import Any
 
-from minnow.tasks.encyclopaedia import COLOURS, GOODS, Entity
+from minnow.tasks.encyclopaedia import COLOURS, Entity
+from minnow.tasks.extraction import ITEMS
 from minnow.tasks.names import person_name, place_name
 from minnow.tasks.tools import sentences
 from minnow.tasks.types import Draft, Score, Split
 
 SHORT_LENGTH = (3, 6)  # sentences
-LONG_LENGTH = (8, 14)
+LONG_LENGTH = (8, 22)
 LONG_KINDS = ("town", "person", "company")
 _SLACK = 3  # sentences a page may be longer or shorter than those trained on
 _LONGEST_SENTENCE = 24  # words
@@ -28,7 +29,10 @@ _FACTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("{name} is a town in the province of {province}.",),
         ("The river {river} runs through {name}.", "It lies on the river {river}."),
         ("It was founded by {founder} in {year}.", "The founder was {founder} in {year}."),
-        ("Its main export is {export}.", "The town exports {export}."),
+        (
+            "Its main export is {export}, and the {export} of {name} are well known.",
+            "The town exports {export}, and its {export} are sold everywhere.",
+        ),
     ),
     "person": (
         ("{name} is a {profession}.",),
@@ -37,7 +41,10 @@ _FACTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "company": (
         ("{name} is a company based in {seat}.",),
-        ("It makes {product}.", "The company makes {product}."),
+        (
+            "It makes {product}, and the {product} of {name} are well known.",
+            "The company makes {product}, and its {product} are sold everywhere.",
+        ),
         ("It is led by {head}.", "The head is {head}."),
     ),
     "river": (
@@ -47,8 +54,14 @@ _FACTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "plant": (
         ("{name} is a plant in the province of {province}.",),
-        ("Its flowers are {colour}.", "The plant has {colour} flowers."),
-        ("It is used for {use}.", "The plant is used for {use}."),
+        (
+            "Its flowers are {colour}, and its seeds are {colour} too.",
+            "The plant has {colour} flowers and {colour} seeds.",
+        ),
+        (
+            "It is used to make {use}, and the {use} are well known.",
+            "The plant is used to make {use}, and its {use} are sold everywhere.",
+        ),
     ),
 }
 _ASIDES = ("It is well known.", "Many visitors come every year.", "There are many stories about it.")
@@ -76,7 +89,7 @@ _LONG: dict[str, tuple[str, ...]] = {
         "The children are {person1} and {person2}.",
         "A book about the journey to {place1} came out in {year}.",
         "The favourite colour is {colour}.",
-        "The garden in {place1} is famous for {good1}.",
+        "The shop in {place1} is famous for {good1}.",
         "The prize of {place1} was won in {year}.",
         "A letter to {person1} is kept in {place1}.",
         "About {number} letters were found.",
@@ -108,11 +121,12 @@ def short_page(entity: Entity, rng: Random) -> str:
 
 
 def long_page(entity: Entity, rng: Random) -> str:
-    """Eight to fourteen sentences, no two of one template; names in it belong to the entity's split."""
+    """Eight to twenty-two sentences, no two alike; names in it belong to the entity's split."""
     parts = [rng.choice(choices).format(name=entity.name, **entity.facts) for choices in _FACTS[entity.kind]]
     count = rng.randint(*LONG_LENGTH) - len(parts)
     invented = _Invented(rng, entity.split)
-    templates = rng.sample(_LONG[entity.kind], count)
+    # Sentences with a name may come twice, each time with another name.
+    templates = rng.sample([*_LONG[entity.kind], *(t for t in _LONG[entity.kind] if "{p" in t)], count)
     return " ".join([*parts, *(template.format_map(invented) for template in templates)])
 
 
@@ -133,7 +147,7 @@ class _Invented(dict[str, str]):
             return str(rng.randint(20, 900))
         if kind == "year":
             return str(rng.randint(1500, 1999))
-        return rng.choice({"good": GOODS, "colour": COLOURS, "month": _MONTHS}[kind])
+        return rng.choice({"good": ITEMS, "colour": COLOURS, "month": _MONTHS}[kind])
 
 
 def page_draft(entity: Entity, rng: Random, long: bool) -> Draft:

@@ -37,7 +37,7 @@ RELATIONS: dict[tuple[str, str], Relation] = {
     ),
     ("town", "founder"): Relation("founder", ("Who founded {x}?", "Who was the founder of {x}?"), "the founder of {x}"),
     ("town", "year"): Relation("year", ("When was {x} founded?", "In which year was {x} founded?")),
-    ("town", "export"): Relation("export", ("What is the main export of {x}?", "What does {x} export?")),
+    ("town", "export"): Relation("export", ("What are the main exports of {x}?", "What does {x} export?")),
     ("person", "profession"): Relation(
         "profession", ("What is the profession of {x}?", "What does {x} do for a living?")
     ),
@@ -60,7 +60,7 @@ RELATIONS: dict[tuple[str, str], Relation] = {
     ("plant", "colour"): Relation(
         "colour", ("What colour are the flowers of {x}?", "Which colour has the flower of {x}?")
     ),
-    ("plant", "use"): Relation("use", ("What is {x} used for?", "What is the use of {x}?")),
+    ("plant", "use"): Relation("use", ("What is {x} used to make?", "What is made of {x}?")),
 }
 WORDINGS = range(2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from random import Random
 
 from minnow.errors import UserError
@@ -13,20 +13,21 @@ from minnow.tasks.encyclopaedia import Entity
 from minnow.tasks.types import SPLITS, Draft, Example, Page, Score, Split
 
 TASKS = ("arithmetic", "walk", "enumeration", "page", "question", "search", "extraction", "calculator", "summary")
-LOOP_PRONE = ("enumeration", "long page", "long walk", "long arithmetic")  # kinds: a task, or its long form
+# Kinds (a task, or its long form) in turn; pages come twice, the most open-ended of them.
+LOOP_PRONE = ("long page", "enumeration", "long page", "long walk", "long arithmetic")
 _REDRAWS = 200  # tries for a prompt that has not come yet, before a drawn task counts as exhausted
 
 # Shares of the pre-training text by documents; long pages and lists are several times the length of the rest.
 _DOCUMENTS = {
-    "page": 14,
-    "long page": 5,
-    "enumeration": 6,
-    "arithmetic": 20,
-    "walk": 10,
-    "question": 8,
-    "search": 15,
-    "extraction": 10,
-    "calculator": 4,
+    "page": 6,
+    "long page": 4,
+    "reading": 13,
+    "enumeration": 24,
+    "arithmetic": 17,
+    "walk": 2,
+    "search": 12,
+    "extraction": 12,
+    "calculator": 2,
     "summary": 8,
 }
 _SCORES: dict[str, Callable[..., Score]] = {
@@ -106,22 +107,24 @@ class PocketWorld:
         if task not in TASKS:
             raise UserError(f"the pocket world has no task {task!r}; use one of {', '.join(TASKS)}")
         if task == "page":
-            return self._alternate([self._take("page", split, (n + 1) // 2), self._take("long page", split, n // 2)])
+            return self._deal(("page", "long page"), split, n)
         return self._take(task, split, n)
 
     def loop_prone(self, split: Split, n: int) -> list[Example]:
-        """``n`` prompts that tempt a small model to loop: lists, long pages, long walks, long sums, in turn.
+        """``n`` prompts that tempt a small model to loop: long pages, lists, long walks, long sums, in turn.
+
+        Two of five are pages.
 
         Raises:
             UserError: no such split, or more held-out examples than there are prompts.
         """
-        counts = [len(range(place, n, len(LOOP_PRONE))) for place in range(len(LOOP_PRONE))]
-        return self._alternate([self._take(kind, split, count) for kind, count in zip(LOOP_PRONE, counts, strict=True)])
+        return self._deal(LOOP_PRONE, split, n)
 
-    @staticmethod
-    def _alternate(groups: list[list[Example]]) -> list[Example]:
-        longest = max(len(group) for group in groups)
-        return [group[place] for place in range(longest) for group in groups if place < len(group)]
+    def _deal(self, order: tuple[str, ...], split: Split, n: int) -> list[Example]:
+        """``n`` examples, their kinds those of ``order`` over and over."""
+        kinds = list(islice(cycle(order), n))
+        streams = {kind: iter(self._take(kind, split, kinds.count(kind))) for kind in set(order)}
+        return [next(streams[kind]) for kind in kinds]
 
     def _take(self, kind: str, split: Split, n: int) -> list[Example]:
         if split not in SPLITS:
@@ -181,13 +184,12 @@ class PocketWorld:
         return (pages.page_draft(entity, rng, long) for entity in subjects)
 
     def _list_drafts(self, _: str, split: Split, rng: Random) -> Iterator[Draft]:
-        provinces = [e for e in self._shelves[split].entities if e.kind == "province"]
+        provinces = [e.name for e in self._shelves[split].entities if e.kind == "province"]
         subjects = [(place, category) for place in provinces for category in enumerations.CATEGORIES]
         for wording in enumerations.WORDINGS:
             rng.shuffle(subjects)
             for place, category in subjects:
-                names = enumerations.names_of(self.seed, place.name, category)
-                yield enumerations.draft(place.name, category, names, wording)
+                yield enumerations.draft(self.seed, place, category, wording)
 
     def _question_drafts(self, kind: str, split: Split, rng: Random) -> Iterator[Draft]:
         entities = self._shelves[split].entities
@@ -229,11 +231,25 @@ class PocketWorld:
         return _Shelf(entities, second)
 
     def _documents(self, kind: str) -> Iterator[str]:
+        if kind == "reading":
+            yield from self._readings()
         for draft in self._drafts(kind, "train", repeat=True, stream="documents"):
             if kind.endswith("page"):
                 yield draft.turns[0]["content"]
             else:
                 yield "\n".join([draft.prompt, *(_plain(turn["content"]) for turn in draft.turns)])
+
+    def _readings(self) -> Iterator[str]:
+        """Pages with all their questions and answers: a model that is to look things up must have learnt to read."""
+        rng = Random(f"{self.seed}/documents/reading")
+        entities = list(self._shelves["train"].entities)
+        while True:
+            rng.shuffle(entities)
+            for entity in entities:
+                asked = questions.one_hop([entity])
+                rng.shuffle(asked)
+                lines = [f"{question.text(rng.choice(questions.WORDINGS))}\n{question.reply}" for question in asked]
+                yield "\n".join([self._pages[entity.name].text, *lines])
 
 
 def _plain(content: str) -> str:

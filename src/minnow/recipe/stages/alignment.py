@@ -267,16 +267,22 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Averages to try; the last checkpoint named is the one to beat."""
+    """Averages to try; the last checkpoint named is the one to beat.
+
+    Attributes:
+        shares: of an earlier checkpoint in an average.
+        margin: by how much an average's task score must be the better one; less is noise.
+    """
 
     checkpoints: tuple[str, ...] = stage_input(("dpo", "grpo"))
     shares: tuple[float, ...] = (0.25, 0.5)
+    margin: float = 0.01
     gate: GateSettings = field(default_factory=GateSettings)
 
 
 @stage("merge", MergeSettings)
 def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
-    """Average the last checkpoint with earlier ones; an average is kept only if it scores better and loops no more."""
+    """Average the last checkpoint with earlier ones; an average is kept only if it scores clearly better and loops no more."""
     settings = context.settings
     *earlier, last = settings.checkpoints
     model, words = load_checkpoint(context.output(last, CHECKPOINT))
@@ -295,7 +301,8 @@ def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
         loop_rate, task_score = gate.measure()
         measured.append({"name": name, "loop_rate": loop_rate, "task_score": task_score})
     base, *others = measured
-    better = [m for m in others if m["task_score"] > base["task_score"] and m["loop_rate"] <= base["loop_rate"]]
+    least = base["task_score"] + settings.margin
+    better = [m for m in others if m["task_score"] > least and m["loop_rate"] <= base["loop_rate"]]
     best = max(better, key=lambda m: m["task_score"], default=base)
     save_checkpoint(Backbone(model.config), words, context.folder / CHECKPOINT, candidates[best["name"]])
     return {"kept": best is not base, "chosen": best["name"], "candidates": measured}
