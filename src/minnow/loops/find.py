@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minnow.loops.judge import KINDS, LATEST, judge_many
-from minnow.loops.symbols import Lexicon, Symbols, read_text, read_tokens
+from minnow.loops.symbols import Lexicon, Symbols, joined, read_text, read_tokens
 from minnow.loops.tools import tool_cycle
 
 _BATCH = 256  # outputs whose symbols are held side by side
@@ -121,11 +121,7 @@ def _in_batches(outputs: list[Any], judged: Any, threads: int | None) -> list[Lo
 def _judged(symbols: list[Symbols], skipped: list[int], ends: bool = False) -> list[Loop | None]:
     offsets = np.zeros(len(symbols) + 1, dtype=np.int64)
     np.cumsum([len(each) for each in symbols], out=offsets[1:])
-    columns = [
-        None if symbols[0].classes is None else np.concatenate([getattr(each, name) for each in symbols])
-        for name in ("classes", "values")
-    ]
-    found = judge_many(np.concatenate([each.raw for each in symbols]), *columns, offsets, ends)
+    found = judge_many(*joined(symbols), offsets, ends)
     loops: list[Loop | None] = [None] * len(symbols)
     for row in np.flatnonzero(found["kind"]).tolist():
         loops[row] = as_loop(found[row], symbols[row], skipped[row])

@@ -7,7 +7,7 @@ Token ids alone do not say which of them spell digits: a :class:`Lexicon` does. 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ _SYMBOL = re.compile(
     f"|(?P<mark>[{_PUNCTUATION}])|(?P<single>[{_SINGLE}])"
     f"|(?P<word>[^{_SKIP}0-9\n{_SPACE}{_PUNCTUATION}{_SINGLE}]{{1,{LONGEST_WORD}}})"
 )
+Columns = tuple[NDArray[np.uint32], NDArray[np.uint8] | None, NDArray[np.int32] | None]
+"""Identities, classes and values of symbols; None where every symbol counts as a word."""
+
 _CLASS = {"number": NUMBER, "newline": BLANK, "space": BLANK, "mark": MARK, "single": WORD, "word": WORD}
 
 
@@ -57,6 +60,21 @@ class Symbols:
         if symbol >= self.raw.size:
             return self.size
         return symbol if self.starts is None else int(self.starts[symbol])
+
+    def after(self, begin: int) -> Columns:
+        """The columns of the symbols from ``begin`` on."""
+        if self.classes is None or self.values is None:
+            return self.raw[begin:], None, None
+        return self.raw[begin:], self.classes[begin:], self.values[begin:]
+
+
+def joined(rows: Sequence[Symbols]) -> Columns:
+    """The columns of several rows, all with classes or all without, end to end."""
+    raw = np.concatenate([row.raw for row in rows])
+    if rows[0].classes is None:
+        return raw, None, None
+    classes, values = (np.concatenate([getattr(row, name) for row in rows]) for name in ("classes", "values"))
+    return raw, classes, values
 
 
 class Lexicon:
@@ -89,10 +107,7 @@ def read_text(text: str) -> Symbols:
         return _read_text(text)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     size = points.size
-    raw, classes = np.empty(size, np.uint32), np.empty(size, np.uint8)
-    values, starts, held = np.empty(size, np.int32), np.empty(size, np.int64), np.zeros(1, np.int64)
-    found = library.read_text(points.ctypes.data, size, *map(native.address, (raw, classes, values, starts, held)))
-    return Symbols(raw[:found], classes[:found], values[:found], starts[:found], size, int(held[0]))
+    return _filled(size, lambda *room: library.read_text(points.ctypes.data, size, *room))
 
 
 def read_tokens(tokens: Sequence[int] | NDArray[Any], lexicon: Lexicon | None = None) -> Symbols:
@@ -110,11 +125,15 @@ def read_tokens(tokens: Sequence[int] | NDArray[Any], lexicon: Lexicon | None = 
     library = native.load().library
     if library is None:
         return _read_tokens(ids, lexicon)
+    tables = [table.ctypes.data for table in (lexicon.classes, lexicon.digits, lexicon.values, lexicon.opens)]
+    return _filled(size, lambda *room: library.read_tokens(ids.ctypes.data, size, len(lexicon), *tables, *room))
+
+
+def _filled(size: int, read: Callable[..., int]) -> Symbols:
+    """What ``read`` writes into room for ``size`` symbols."""
     raw, classes = np.empty(size, np.uint32), np.empty(size, np.uint8)
     values, starts, held = np.empty(size, np.int32), np.empty(size, np.int64), np.zeros(1, np.int64)
-    tables = map(native.address, (lexicon.classes, lexicon.digits, lexicon.values, lexicon.opens))
-    arrays = map(native.address, (raw, classes, values, starts, held))
-    found = library.read_tokens(ids.ctypes.data, size, len(lexicon), *tables, *arrays)
+    found = read(*(array.ctypes.data for array in (raw, classes, values, starts, held)))
     return Symbols(raw[:found], classes[:found], values[:found], starts[:found], size, int(held[0]))
 
 

@@ -135,8 +135,7 @@ class _PythonRows:
                 symbols = read_tokens(row.tokens[-size:], self._lexicon)
                 row.next = row.length + max(size // 32, self._check_every)
                 begin = max(0, len(symbols) - TAIL)
-                columns = [None if c is None else c[begin:] for c in (symbols.classes, symbols.values)]
-                verdict = judge_many(symbols.raw[begin:], *columns, np.array([0, len(symbols) - begin]), ends=True)[0]
+                verdict = judge_many(*symbols.after(begin), np.array([0, len(symbols) - begin]), ends=True)[0]
                 if verdict["kind"]:
                     for name in ("start", "onset", "end"):
                         verdict[name] += begin
@@ -216,20 +215,20 @@ class TextWatch:
         assert symbols.starts is not None and self._symbols.starts is not None
         count = int(np.searchsorted(symbols.starts, upto))
         kept = self._symbols
-        columns = [
+        raw, classes, values, starts = (
             np.concatenate([getattr(kept, name), getattr(symbols, name)[:count] + shift])[-TAIL:]
             for name, shift in (("raw", 0), ("classes", 0), ("values", 0), ("starts", self._read))
-        ]
+        )
         self._count += count
         self._read += upto
         self._pending = self._pending[upto:]
-        self._symbols = Symbols(*columns, self._read, self._read)
+        self._symbols = Symbols(raw, classes, values, starts, self._read, self._read)
         if len(self._text) > 1 << 18:
             self._text = self._text[-(1 << 17) :]
 
     def _verdict(self) -> Loop | None:
         symbols = self._symbols
         offsets = np.array([0, len(symbols)])
-        found = judge_many(symbols.raw, symbols.classes, symbols.values, offsets)[0]
+        found = judge_many(*symbols.after(0), offsets)[0]
         loop = as_loop(found, symbols, 0) if found["kind"] else None
         return with_tools(self._text, loop, self._read + len(self._pending) - len(self._text))
