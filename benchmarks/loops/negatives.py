@@ -254,8 +254,8 @@ def recovered(w: Words, tokens: int) -> str:
     rng = w.rng
     loop = rng.choice([token, short_period, near_copy, shuffled, paraphrase, enumeration])(
         w, max(100, min(3000, tokens // 2))
-    )[0]
-    return loop + "\n\n" + w.prose(rng.randint(25, max(30, tokens // 2)))
+    )
+    return loop.whole[: len(loop.whole) - loop.cut] + "\n\n" + w.prose(rng.randint(25, max(30, tokens // 2)))
 
 
 def markup(w: Words, tokens: int) -> str:
@@ -323,7 +323,7 @@ def negative(content: str, part: str, language: str, seed: int) -> Case:
     tokens = int(100 * 320 ** rng.random())
     text = NEGATIVES[content](Words(part, language, rng), tokens)
     cut = rng.randint(0, min(200, len(text) // 3)) if content != "recovered" else 0
-    return Case(text[: len(text) - cut], False, content, language)
+    return Case(text, cut, False, content, language)
 
 
 # --- real text, where /work/shared/data (or --data) is there ---
@@ -365,7 +365,7 @@ def real_text(folder: Path, part: str, each: int, seed: int) -> Iterator[Case]:
         for _ in range(each):
             size = int(100 * 320 ** rng.random()) * CHARACTERS
             begin = rng.randint(0, max(0, len(text) - size))
-            yield Case(text[begin : begin + size], False, content, "english")
+            yield Case(text[begin : begin + size], 0, False, content, "english")
 
 
 def every_language(seed: int) -> str:

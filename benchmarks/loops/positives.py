@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from words import Words
 
@@ -13,14 +14,26 @@ from words import Words
 @dataclass(frozen=True)
 class Case:
     """``content``: the kind of loop, or the type of text that is none. ``onset`` and ``period`` are in characters;
-    a period of 0 stands for kinds that have none."""
+    a period of 0 stands for kinds that have none. The output is ``whole`` without its last ``cut`` characters."""
 
-    text: str
+    whole: str
+    cut: int
     loop: bool
     content: str
     language: str
     onset: int = 0
     period: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.whole[: len(self.whole) - self.cut]
+
+
+class Made(NamedTuple):
+    whole: str
+    cut: int
+    onset: int
+    period: int
 
 
 CHARACTERS = 5  # of one token, for lengths asked for in tokens
@@ -38,10 +51,8 @@ def _opening(w: Words, tokens: int) -> str:
     return text + rng.choice([" ", "\n", "\n\n"])
 
 
-def _filled(
-    w: Words, tokens: int, copy: Callable[[int], str], least: int, opening: str | None = None
-) -> tuple[str, int, int]:
-    """(text, onset, period) of an opening and copies up to the length asked for, cut anywhere; ``least`` copies."""
+def _filled(w: Words, tokens: int, copy: Callable[[int], str], least: int, opening: str | None = None) -> Made:
+    """An opening and copies up to the length asked for, cut anywhere; ``least`` copies."""
     before = _opening(w, tokens) if opening is None else opening
     copies = [copy(0), copy(1)]
     size = len(before) + sum(map(len, copies))
@@ -50,10 +61,10 @@ def _filled(
         size += len(copies[-1])
     text = before + "".join(copies)
     cut = w.rng.randint(0, max(0, min(len(copies[-1]), len(text) // 50)))
-    return text[: len(text) - cut], len(before) + len(copies[0]), len(copies[0])
+    return Made(text, cut, len(before) + len(copies[0]), len(copies[0]))
 
 
-def token(w: Words, tokens: int) -> tuple[str, int, int]:
+def token(w: Words, tokens: int) -> Made:
     rng = w.rng
     kind = rng.random()
     if kind < 0.6:
@@ -67,7 +78,7 @@ def token(w: Words, tokens: int) -> tuple[str, int, int]:
     return _filled(w, tokens, lambda _: unit, least)
 
 
-def short_period(w: Words, tokens: int) -> tuple[str, int, int]:
+def short_period(w: Words, tokens: int) -> Made:
     rng = w.rng
     words = rng.randint(2, 22)
     kind = rng.random()
@@ -80,7 +91,7 @@ def short_period(w: Words, tokens: int) -> tuple[str, int, int]:
     return _filled(w, tokens, lambda _: unit, max(7, 80 // (words + 1)))
 
 
-def long_period(w: Words, tokens: int) -> tuple[str, int, int]:
+def long_period(w: Words, tokens: int) -> Made:
     rng = w.rng
     most = max(40, min(1800, tokens // 5))
     words = int(40 * (most / 40) ** rng.random())
@@ -95,7 +106,7 @@ def long_period(w: Words, tokens: int) -> tuple[str, int, int]:
     return _filled(w, tokens, lambda _: unit, 5)
 
 
-def near_copy(w: Words, tokens: int) -> tuple[str, int, int]:
+def near_copy(w: Words, tokens: int) -> Made:
     rng = w.rng
     words = rng.randint(10, max(14, min(300, tokens // 8)))
     base = w.prose(words).replace("\n\n", " ").split(" ") if w.joint else list(w.prose(words))
@@ -135,7 +146,7 @@ _COUNTERS = {
 }
 
 
-def counter(w: Words, tokens: int) -> tuple[str, int, int]:
+def counter(w: Words, tokens: int) -> Made:
     rng = w.rng
     template = rng.choice(_COUNTERS[w.part])
     a, b = w.phrase(rng.randint(3, 9)), w.phrase(rng.randint(3, 9))
@@ -150,7 +161,7 @@ def counter(w: Words, tokens: int) -> tuple[str, int, int]:
     return _filled(w, tokens, copy, 24)
 
 
-def shuffled(w: Words, tokens: int) -> tuple[str, int, int]:
+def shuffled(w: Words, tokens: int) -> Made:
     rng = w.rng
     pool = [w.sentence(rng.randint(5, 14)) for _ in range(rng.randint(3, 6))]
     numbered, close = rng.random() < 0.3, rng.choice([" ", "\n"])
@@ -161,7 +172,7 @@ def shuffled(w: Words, tokens: int) -> tuple[str, int, int]:
     def copy(k: int) -> str:
         return (lead.format(k + 1) if numbered else "") + rng.choice(pool) + close
 
-    return _filled(w, tokens, copy, 60)[:2] + (0,)
+    return _filled(w, tokens, copy, 60)._replace(period=0)
 
 
 _HEDGES = {
@@ -170,7 +181,7 @@ _HEDGES = {
 }
 
 
-def paraphrase(w: Words, tokens: int) -> tuple[str, int, int]:
+def paraphrase(w: Words, tokens: int) -> Made:
     """Two to four statements in turn, each time in another of its wordings: synonyms, hedges, halves swapped."""
     rng = w.rng
     statements = []
@@ -188,10 +199,10 @@ def paraphrase(w: Words, tokens: int) -> tuple[str, int, int]:
     def copy(k: int) -> str:
         return rng.choice(_HEDGES[w.part]) + rng.choice(statements[k % len(statements)]) + w.stop + " "
 
-    return _filled(w, tokens, copy, 60)[:2] + (0,)
+    return _filled(w, tokens, copy, 60)._replace(period=0)
 
 
-def enumeration(w: Words, tokens: int) -> tuple[str, int, int]:
+def enumeration(w: Words, tokens: int) -> Made:
     """A list of different items that decays onto one item, or onto two in turn."""
     rng = w.rng
     form = rng.choice(
@@ -228,7 +239,7 @@ def _call(w: Words, form: int, name: str, arguments: dict[str, object], result: 
     return f"<|python_tag|>{call}<|eom_id|><|start_header_id|>ipython<|end_header_id|>\n\n{json.dumps(result, ensure_ascii=False)}<|eot_id|>"
 
 
-def tool_calls(w: Words, tokens: int) -> tuple[str, int, int]:
+def tool_calls(w: Words, tokens: int) -> Made:
     """The same one to three calls again and again, with the same results but for request ids and keys in other order."""
     rng = w.rng
     form, stamped, talk = rng.randrange(3), rng.random() < 0.4, rng.random() < 0.5
@@ -255,7 +266,7 @@ def tool_calls(w: Words, tokens: int) -> tuple[str, int, int]:
 
 
 # Kind, and the fewest tokens at which it can be told.
-POSITIVES: dict[str, tuple[Callable[[Words, int], tuple[str, int, int]], int]] = {
+POSITIVES: dict[str, tuple[Callable[[Words, int], Made], int]] = {
     "token": (token, 100),
     "short period": (short_period, 100),
     "long period": (long_period, 300),
@@ -272,5 +283,5 @@ def positive(kind: str, part: str, language: str, seed: int) -> Case:
     rng = random.Random(f"{part} {kind} {seed}")
     make, least = POSITIVES[kind]
     tokens = int(least * (32_000 / least) ** rng.random())
-    text, onset, period = make(Words(part, language, rng), tokens)
-    return Case(text, True, kind, language, onset, period)
+    made = make(Words(part, language, rng), tokens)
+    return Case(made.whole, made.cut, True, kind, language, made.onset, made.period)

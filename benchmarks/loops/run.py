@@ -120,11 +120,21 @@ def toy_tokenizer(part: str) -> Tokenizer:
     return train_tokenizer(texts, 4096)
 
 
+def _ids(tokenizer: Tokenizer, pieces: Sequence[str], case: Case) -> np.ndarray:
+    """The case's ids, cut between two tokens as generation would, not inside one."""
+    ids = tokenizer.encode(case.whole)
+    left = case.cut
+    while left > 0 and ids:
+        left -= max(1, len(pieces[ids.pop()]))
+    return np.array(ids, dtype=np.int32)
+
+
 def over_ids(cases: list[Case], part: str) -> dict[str, Any]:
     """The same outputs as ids of a byte-level BPE with single digits, with and without a lexicon, and streaming."""
     tokenizer = toy_tokenizer(part)
-    lexicon = Lexicon([tokenizer.decode([token], keep_special=False) for token in range(tokenizer.vocab_size)])
-    rows = [np.array(tokenizer.encode(case.text), dtype=np.int32) for case in cases]
+    pieces = [tokenizer.decode([token], keep_special=False) for token in range(tokenizer.vocab_size)]
+    lexicon = Lexicon(pieces)
+    rows = [_ids(tokenizer, pieces, case) for case in cases]
     tokens = sum(row.size for row in rows)
     report: dict[str, Any] = {"rows": len(rows), "tokens": tokens}
     for name, known in (("ids alone", None), ("ids with a lexicon", lexicon)):

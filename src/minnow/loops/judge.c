@@ -136,6 +136,9 @@ static int32_t exact_period(const uint32_t *x, int32_t end, scratch_t *s, int co
     return period;
 }
 
+// Tables, records and code: fewer than half of the symbols are words, or every fifth is a mark.
+static int structure(int32_t words, int32_t marks, int32_t covered) { return 2 * words < covered || 5 * marks > covered; }
+
 static int near_copy(const uint32_t *x, const uint8_t *cls, const int32_t *value, int32_t end, int32_t period, scratch_t *s,
                      found_t *out) {
     int32_t lag = period, edits = 0, fixed = 0, misses = 0, matches = 0, loose = 0, advanced = 0;
@@ -182,7 +185,7 @@ static int near_copy(const uint32_t *x, const uint8_t *cls, const int32_t *value
     int32_t words = s->words[end] - s->words[start], numbers = s->numbers[end] - s->numbers[start];
     int32_t copies = period < 64 || !cls ? 5 : period < 200 ? 4 : 3;
     int64_t needed = larger(128, (int64_t)copies * period);
-    if (2 * words < covered) needed *= 3;
+    if (structure(words, s->marks[end] - s->marks[start], covered)) needed *= 3;
     int counts = best_advanced > best_edits && 12 * (int64_t)best_misses <= covered;
     if (best_advanced > best_edits && !counts) return 0;
     if (counts) {
@@ -231,7 +234,7 @@ static int no_progress(const uint8_t *cls, const int32_t *value, int32_t end, sc
     int32_t onset = end - held;
     int32_t words = s->words[end] - s->words[onset], numbers = s->numbers[end] - s->numbers[onset];
     if (5 * (int64_t)numbers > held) return 0;
-    if (2 * (int64_t)words < held && held < 4 * least) return 0;
+    if (structure(words, s->marks[end] - s->marks[onset], held) && held < 4 * least) return 0;
     int32_t period = median_back(s, onset, end);
     if (held < 3 * (int64_t)period) return 0;
     *out = (found_t){kind, onset > period ? onset - period : 0, onset, period, end, held_news, 0, 0};

@@ -251,6 +251,12 @@ def _exact_period(view: _View, symbols: list[int], counting: bool) -> tuple[int,
     return period, covered
 
 
+def _structure(view: _View, start: int, end: int) -> bool:
+    """Tables, records and code: fewer than half of the symbols are words, or every fifth is a mark. Pieces of names
+    under a small vocabulary count as words, so that the words alone would hide a record."""
+    return 2 * view.count(WORD, start, end) < end - start or 5 * view.count(MARK, start, end) > end - start
+
+
 def _near_copy(view: _View, period: int) -> Found | None:
     """Copies at about ``period``. Backwards from the end: a symbol that differs from the copy before counts as an edit
     if it was not in an older copy either; after a symbol put in or left out the distance follows."""
@@ -308,9 +314,9 @@ def _near_copy(view: _View, period: int) -> Found | None:
     onset = max(end - best, period)
     start = onset - period
     covered = end - start
-    words, numbers = view.count(WORD, start, end), view.count(NUMBER, start, end)
+    numbers = view.count(NUMBER, start, end)
     needed = max(128, (5 if period < 64 or not view.classes else 4 if period < 200 else 3) * period)
-    if 2 * words < covered:
+    if _structure(view, start, end):
         needed *= 3
     counts = best_advanced > best_edits
     if counts:
@@ -347,8 +353,7 @@ def _no_progress(view: _View, kind: int, length: int, least: int, share: int) ->
     if held < least:
         return None
     onset = end - held
-    words, numbers = view.count(WORD, onset, end), view.count(NUMBER, onset, end)
-    if 5 * numbers > held or (2 * words < held < 4 * least):
+    if 5 * view.count(NUMBER, onset, end) > held or (held < 4 * least and _structure(view, onset, end)):
         return None
     returns = sorted(step for step in view.back[onset:end] if step)
     period = returns[(len(returns) - 1) // 2]
