@@ -114,7 +114,8 @@ static int32_t changing_slots(const uint8_t *cls, const int32_t *value, int32_t 
 // The shortest period that holds long enough at the end of x[0..end), and how much it covers; 0 for none.
 static int32_t exact_period(const uint32_t *x, int32_t end, scratch_t *s, int counting, const uint8_t *cls,
                             const int32_t *value, int32_t *covered) {
-    int32_t *fail = s->fail, k = 0, period = 0;
+    int32_t *fail = s->fail, k = 0, period = 0, known = 0;
+    int64_t needed = 0;  // of the period `known`
     const uint32_t *y = x + end - 1;
     fail[0] = 0, fail[1] = 0;
     for (int32_t length = 1; length <= end; length++) {
@@ -128,8 +129,11 @@ static int32_t exact_period(const uint32_t *x, int32_t end, scratch_t *s, int co
             if (now != period) break;
             *covered = length;
         } else if (length >= 48 && 3 * (int64_t)now <= length) {
-            int64_t needed = counting ? larger(96, now * counter_copies(s, end, now, changing_slots(cls, value, end, now)))
-                                      : exact_cover(s, end, now);
+            if (now != known) {
+                known = now;
+                needed = counting ? larger(96, now * counter_copies(s, end, now, changing_slots(cls, value, end, now)))
+                                  : exact_cover(s, end, now);
+            }
             if (length >= needed) period = now, *covered = length;
         }
     }
@@ -213,16 +217,24 @@ static int32_t median_back(scratch_t *s, int32_t onset, int32_t end) {
     return 1;
 }
 
+// The number after an n-gram is one of those, or the next one, after the n-gram's last 8 occurrences.
+static int number_known(const int32_t *value, int32_t i, const scratch_t *s) {
+    int32_t lag = s->back[i], older = s->back[i - lag];
+    if (older && predicted(value, i, lag, older)) return 1;
+    for (int32_t k = 0, j = i; k < 8 && s->back[j]; k++) {
+        j -= s->back[j];
+        if (value[j] == value[i]) return 1;
+    }
+    return 0;
+}
+
 // No progress: nearly all q-grams of the end were there before. `least` symbols at least, `share` per thousand new.
 static int no_progress(const uint8_t *cls, const int32_t *value, int32_t end, scratch_t *s, int32_t least, int32_t share,
                        int32_t kind, found_t *out) {
     int32_t news = 0, twice = 0, held = 0, held_news = 0;
     for (int32_t length = 1; length <= end; length++) {
         int32_t i = end - length, new = s->back[i] == 0;
-        if (!new && cls && cls[i] == NUMBER) {
-            int32_t lag = s->back[i], older = i - lag >= 0 ? s->back[i - lag] : 0;
-            new = older ? !predicted(value, i, lag, older) : value[i] != value[i - lag];
-        }
+        if (!new && cls && cls[i] == NUMBER) new = !number_known(value, i, s);
         news += new;
         twice += s->again[i] >= 2;
         if (length == least && (1000 * (int64_t)news >= (int64_t)share * length || 20 * (int64_t)twice < 17 * (int64_t)length))
@@ -483,7 +495,7 @@ static int watch_check(watch_t *w, int64_t row) {
         judge((const uint32_t *)tokens, NULL, NULL, (int32_t)size, 1, w->scratch, found);
     }
     w->skipped[row] = first;
-    w->next[row] = w->lengths[row] + (size / 32 > w->check_every ? size / 32 : w->check_every);
+    w->next[row] = w->lengths[row] + (size / 16 > w->check_every ? size / 16 : w->check_every);
     return found->kind != NONE;
 }
 

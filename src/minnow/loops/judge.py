@@ -330,18 +330,34 @@ def _near_copy(view: _View, period: int) -> Found | None:
     return COUNTER if counts else NEAR_COPY, start, onset, period, end, best_edits, best_advanced
 
 
+def _number_known(view: _View, place: int) -> bool:
+    """The number is one of those, or the next one, that the n-gram's last 8 occurrences ended in."""
+    values, back = view.values, view.back
+    assert values is not None
+    lag = back[place]
+    older = back[place - lag]
+    if older and _predicted(values, place, lag, older):
+        return True
+    before = place
+    for _ in range(8):
+        if not back[before]:
+            return False
+        before -= back[before]
+        if values[before] == values[place]:
+            return True
+    return False
+
+
 def _no_progress(view: _View, kind: int, length: int, least: int, share: int) -> Found | None:
     """A stretch up to the end of at least ``least`` symbols in which fewer than ``share`` in a thousand n-grams are
-    new; a number is new unless it is the one, or the next one, after the n-gram's last occurrence."""
-    end, values = view.end, view.values
+    new."""
+    end = view.end
     news = twice = held = held_news = 0
     for size in range(1, end + 1):
         place = end - size
         new = view.back[place] == 0
-        if not new and values and view.number_at(place):
-            lag = view.back[place]
-            older = view.back[place - lag]
-            new = not _predicted(values, place, lag, older) if older else values[place] != values[place - lag]
+        if not new and view.number_at(place):
+            new = not _number_known(view, place)
         news += new
         twice += view.again[place] >= 2
         if size == least and (1000 * news >= share * size or 20 * twice < 17 * size):

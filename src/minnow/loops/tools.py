@@ -8,6 +8,7 @@ every answer and tell the model nothing.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ def tool_cycle(text: str) -> ToolCycle | None:
     if any(results) and results[-1] is None:
         # The output was cut before the last result came.
         calls, results = calls[:-1], results[:-1]
-    seen = [(_canonical(call), _plain(result) if result else None) for call, result in zip(calls, results, strict=True)]
+    seen = [
+        (_canonical(_inside(call)), _plain(_inside(result)) if result else None)
+        for call, result in zip(calls, results, strict=True)
+    ]
     least = COPIES if any(results) else COPIES_UNSEEN
     for length in range(1, min(MOST_CALLS, len(seen) // least) + 1):
         covered = length
@@ -73,9 +77,13 @@ def tool_cycle(text: str) -> ToolCycle | None:
     return ToolCycle(0, 0, 0.0, 0)
 
 
-def _canonical(call: re.Match[str]) -> str:
+def _inside(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None).strip()
+
+
+@functools.lru_cache(maxsize=1024)  # a cycle makes the same few calls over and over, and parsing is slow
+def _canonical(inside: str) -> str:
     """Name and arguments with keys in order, where they can be read; else the text without its spacing."""
-    inside = next(group for group in call.groups() if group is not None).strip()
     try:
         return json.dumps(json.loads(inside), sort_keys=True)
     except (ValueError, RecursionError):
@@ -90,8 +98,7 @@ def _canonical(call: re.Match[str]) -> str:
     return ast.dump(tree)
 
 
-def _plain(result: re.Match[str]) -> str:
-    inside = next(group for group in result.groups() if group is not None).strip()
+def _plain(inside: str) -> str:
     return " ".join(_STAMP.sub("#", inside).split())
 
 

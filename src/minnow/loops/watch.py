@@ -22,7 +22,7 @@ class LoopWatch:
     """Watches ``rows`` outputs and reports each row's loop once, at the first check that finds it.
 
     A row is checked whenever its length is a multiple of ``check_every``; a check that found nothing in a row that
-    repeats itself puts its next one off by a thirty-second of what was judged, so that a token costs a bounded time
+    repeats itself puts its next one off by a sixteenth of what was judged, so that a token costs a bounded time
     whatever the row holds. The report is :func:`find_loop`'s answer for the row's tokens so far, of which the last
     16,384 are kept.
     """
@@ -85,7 +85,14 @@ class _Rows:
         self._state = _State(rows, 256, check_every, 0 if lexicon is None else len(lexicon))
         for name, array in self._arrays.items():
             setattr(self._state, name, array.ctypes.data)
-        self._due = np.zeros(rows, np.uint8)
+        # A push costs a few microseconds, most of it Python: what C is given keeps its place.
+        self._tokens, self._active, self._due = (
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.bool_),
+            np.zeros(rows, np.uint8),
+        )
+        given = (self._tokens, self._active, self._due)
+        self._given = (ctypes.byref(self._state), *(array.ctypes.data for array in given))
         self._longest = 0  # no row holds more tokens than this
 
     def push(self, tokens: NDArray[Any], active: NDArray[np.bool_]) -> dict[int, Loop]:
@@ -97,8 +104,8 @@ class _Rows:
                 self._state.capacity *= 2
                 self._state.tokens = self._arrays["tokens"].ctypes.data
         self._longest = min(self._longest + 1, self._state.capacity)
-        ids, on = np.ascontiguousarray(tokens, np.int64), np.ascontiguousarray(active, np.bool_)
-        if not self._push(ctypes.byref(self._state), ids.ctypes.data, on.ctypes.data, self._due.ctypes.data):
+        self._tokens[:], self._active[:] = tokens, active
+        if not self._push(*self._given):
             return {}
         return {row: self._loop(row) for row in np.flatnonzero(self._due).tolist()}
 
@@ -133,7 +140,7 @@ class _PythonRows:
             if row.length % self._check_every == 0 and row.due():
                 size = min(len(row.tokens), self._most)
                 symbols = read_tokens(row.tokens[-size:], self._lexicon)
-                row.next = row.length + max(size // 32, self._check_every)
+                row.next = row.length + max(size // 16, self._check_every)
                 begin = max(0, len(symbols) - TAIL)
                 verdict = judge_many(*symbols.after(begin), np.array([0, len(symbols) - begin]), ends=True)[0]
                 if verdict["kind"]:
@@ -202,7 +209,7 @@ class TextWatch:
         if self._reported or self._count < self._next:
             return None
         loop = self._verdict()
-        self._next = self._count + max(self._check_every, len(self._symbols) // 32)
+        self._next = self._count + max(self._check_every, len(self._symbols) // 16)
         self._reported = loop is not None
         return loop
 
