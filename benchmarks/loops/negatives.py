@@ -10,7 +10,18 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from positives import CHARACTERS, Case, _call, enumeration, near_copy, paraphrase, short_period, shuffled, token
+from positives import (
+    CHARACTERS,
+    Case,
+    _call,
+    between_words,
+    enumeration,
+    near_copy,
+    paraphrase,
+    short_period,
+    shuffled,
+    token,
+)
 from words import LANGUAGES, Words
 
 
@@ -323,7 +334,7 @@ def negative(content: str, part: str, language: str, seed: int) -> Case:
     tokens = int(100 * 320 ** rng.random())
     text = NEGATIVES[content](Words(part, language, rng), tokens)
     cut = rng.randint(0, min(200, len(text) // 3)) if content != "recovered" else 0
-    return Case(text, cut, False, content, language)
+    return Case(text, between_words(text, cut), False, content, language)
 
 
 # --- real text, where /work/shared/data (or --data) is there ---

@@ -36,6 +36,15 @@ class Made(NamedTuple):
     period: int
 
 
+def between_words(text: str, cut: int) -> int:
+    """``cut``, or as much more as it takes to cut no word in two: rules that compare whole words see the same tail as
+    they would have seen a token earlier."""
+    size = len(text) - cut
+    while cut and size > 0 and text[size - 1].isalnum() and text[size].isalnum():
+        size -= 1
+    return len(text) - size
+
+
 CHARACTERS = 5  # of one token, for lengths asked for in tokens
 
 
@@ -61,7 +70,7 @@ def _filled(w: Words, tokens: int, copy: Callable[[int], str], least: int, openi
         size += len(copies[-1])
     text = before + "".join(copies)
     cut = w.rng.randint(0, max(0, min(len(copies[-1]), len(text) // 50)))
-    return Made(text, cut, len(before) + len(copies[0]), len(copies[0]))
+    return Made(text, between_words(text, cut), len(before) + len(copies[0]), len(copies[0]))
 
 
 def token(w: Words, tokens: int) -> Made:
