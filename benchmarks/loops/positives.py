@@ -37,12 +37,13 @@ class Made(NamedTuple):
 
 
 def between_words(text: str, cut: int) -> int:
-    """``cut``, or as much more as it takes to cut no word in two: rules that compare whole words see the same tail as
-    they would have seen a token earlier."""
-    size = len(text) - cut
-    while cut and size > 0 and text[size - 1].isalnum() and text[size].isalnum():
-        size -= 1
-    return len(text) - size
+    """``cut``, or up to 24 characters more so as to cut no word in two: rules that compare whole words see the tail that
+    they would have seen a token earlier. Longer runs, such as digits or Chinese, are cut where they are."""
+    for more in range(24):
+        size = len(text) - cut - more
+        if not cut or size < 1 or not (text[size - 1].isalnum() and text[size].isalnum()):
+            return cut + more
+    return cut
 
 
 CHARACTERS = 5  # of one token, for lengths asked for in tokens
