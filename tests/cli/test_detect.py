@@ -95,6 +95,11 @@ def test_a_very_long_line(detected: Callable[..., list[dict[str, Any]]]) -> None
     assert row["loop"] and row["onset"] == pytest.approx(len(text) + 23, abs=1)
 
 
+def test_ten_million_tokens_in_a_line(detected: Callable[..., list[dict[str, Any]]]) -> None:
+    (row,) = detected(lines({"text": "once upon " + "on and on we go round and round " * 1_250_000}))
+    assert row["loop"] and row["period"] == 32
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
