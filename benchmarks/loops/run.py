@@ -5,7 +5,7 @@ held-out part, which has other seeds, templates and vocabularies. Prints recall 
 text, precision, F1, onset error and tokens per second for Minnow's verdict and every published rule, over text; then
 Minnow's verdict over token ids, offline and streaming. Real text from DATA is added where the folder is there.
 
-    python benchmarks/loops/run.py [--part held-out] [--loops 60] [--clean 60] [--real 60] [--rules 12] [--json FILE]
+    python benchmarks/loops/run.py [--part held-out] [--seed 1000] [--loops 60] [--clean 60] [--real 60] [--rules 12] [--json FILE]
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ MINNOW = "minnow"
 Found = Loop | TextLoop | None
 
 
-def make_cases(part: str, loops: int, clean: int, real: int, data: Path) -> list[Case]:
-    cases = [positive(kind, part, every_language(seed), seed) for kind in POSITIVES for seed in range(loops)]
-    cases += [negative(content, part, every_language(seed), seed) for content in NEGATIVES for seed in range(clean)]
-    return cases + list(real_text(data, part, real, seed=0))
+def make_cases(part: str, first: int, loops: int, clean: int, real: int, data: Path) -> list[Case]:
+    seeds, clean_seeds = range(first, first + loops), range(first, first + clean)
+    cases = [positive(kind, part, every_language(seed), seed) for kind in POSITIVES for seed in seeds]
+    cases += [negative(content, part, every_language(seed), seed) for content in NEGATIVES for seed in clean_seeds]
+    return cases + list(real_text(data, part, real, first))
 
 
 def score(cases: Sequence[Case], found: Sequence[Found], seconds: float, tokens: int) -> dict[str, Any]:
@@ -253,6 +254,9 @@ def printed(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["tuning", "held-out"], default="held-out")
+    parser.add_argument(
+        "--seed", type=int, default=1000, help="of the first case of every kind; the next have the next ones"
+    )
     parser.add_argument("--loops", type=int, default=60, help="of every kind")
     parser.add_argument("--clean", type=int, default=60, help="of every type of text")
     parser.add_argument("--real", type=int, default=60, help="stretches of every real file")
@@ -261,9 +265,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    cases = make_cases(options.part, options.loops, options.clean, options.real, options.data)
+    cases = make_cases(options.part, options.seed, options.loops, options.clean, options.real, options.data)
     report: dict[str, Any] = {
         "part": options.part,
+        "seed": options.seed,
         "loops": sum(case.loop for case in cases),
         "clean": sum(not case.loop for case in cases),
         "implementation": native.load().description,

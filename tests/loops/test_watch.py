@@ -47,9 +47,9 @@ def test_reports_are_find_loops_and_come_soon() -> None:
         if index in reported:
             length, loop = reported[index]
             assert loop == find_loop(case.tokens[:length])
-            assert length <= found[0] + max(8, found[0] // 16) + 8
+            assert length <= found[0] + max(8, found[0] // 32) + 8
         else:
-            assert not found or len(case.tokens) - found[0] <= max(8, len(case.tokens) // 16) + 8
+            assert not found or len(case.tokens) - found[0] <= max(8, len(case.tokens) // 32) + 8
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -104,7 +104,7 @@ def test_long_rows_are_watched_in_bounded_memory() -> None:
     fresh = rng.integers(10, 2**31 - 1, 70_000)
     row = [*fresh.tolist(), *([1, 2, 3, 4, 5, 6, 7] * 100)]
     ((length, loop),) = watched([row], 8).values()
-    assert (loop.kind, loop.onset, loop.period) == ("period", 70_007, 7) and length <= 70_000 + 60 + TAIL // 16 + 8
+    assert (loop.kind, loop.onset, loop.period) == ("period", 70_007, 7) and length <= 70_000 + 60 + TAIL // 32 + 8
 
 
 def test_bad_sizes() -> None:

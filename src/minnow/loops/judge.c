@@ -495,7 +495,7 @@ static int watch_check(watch_t *w, int64_t row) {
         judge((const uint32_t *)tokens, NULL, NULL, (int32_t)size, 1, w->scratch, found);
     }
     w->skipped[row] = first;
-    w->next[row] = w->lengths[row] + (size / 16 > w->check_every ? size / 16 : w->check_every);
+    w->next[row] = w->lengths[row] + (size / 32 > w->check_every ? size / 32 : w->check_every);
     return found->kind != NONE;
 }
 

@@ -22,7 +22,7 @@ class LoopWatch:
     """Watches ``rows`` outputs and reports each row's loop once, at the first check that finds it.
 
     A row is checked whenever its length is a multiple of ``check_every``; a check that found nothing in a row that
-    repeats itself puts its next one off by a sixteenth of what was judged, so that a token costs a bounded time
+    repeats itself puts its next one off by a thirty-second of what was judged, so that a token costs a bounded time
     whatever the row holds. The report is :func:`find_loop`'s answer for the row's tokens so far, of which the last
     16,384 are kept.
     """
@@ -140,7 +140,7 @@ class _PythonRows:
             if row.length % self._check_every == 0 and row.due():
                 size = min(len(row.tokens), self._most)
                 symbols = read_tokens(row.tokens[-size:], self._lexicon)
-                row.next = row.length + max(size // 16, self._check_every)
+                row.next = row.length + max(size // 32, self._check_every)
                 begin = max(0, len(symbols) - TAIL)
                 verdict = judge_many(*symbols.after(begin), np.array([0, len(symbols) - begin]), ends=True)[0]
                 if verdict["kind"]:
@@ -209,7 +209,7 @@ class TextWatch:
         if self._reported or self._count < self._next:
             return None
         loop = self._verdict()
-        self._next = self._count + max(self._check_every, len(self._symbols) // 16)
+        self._next = self._count + max(self._check_every, len(self._symbols) // 32)
         self._reported = loop is not None
         return loop
 
