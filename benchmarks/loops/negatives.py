@@ -337,7 +337,7 @@ def negative(content: str, part: str, language: str, seed: int) -> Case:
     return Case(text, between_words(text, cut), False, content, language)
 
 
-# --- real text, where /work/shared/data (or --data) is there ---
+# --- real text, from the folder that --data names ---
 
 _FILES: dict[str, tuple[str, Callable[[dict[str, object]], str]]] = {
     "real books": ("books_core.jsonl.xz", lambda row: str(row["text"])),
@@ -350,7 +350,7 @@ _FILES: dict[str, tuple[str, Callable[[dict[str, object]], str]]] = {
     "real dialogues": ("sgd_dev.jsonl.xz", lambda row: json.dumps(row, ensure_ascii=False)),
     "real slots": ("e2e_cleaned_dev.jsonl.xz", lambda row: json.dumps(row, ensure_ascii=False) + "\n"),
     "real abstracts": ("scitldr_dev.jsonl.xz", lambda row: json.dumps(row, ensure_ascii=False) + "\n"),
-    "real tools": ("bfcl/BFCL_v4_multiple.json.xz", lambda row: json.dumps(row, ensure_ascii=False) + "\n"),
+    "real tools": ("bfcl/multiple.jsonl.xz", lambda row: json.dumps(row, ensure_ascii=False) + "\n"),
 }
 
 
