@@ -295,19 +295,6 @@ def test_bad_input_is_one_sentence_with_a_remedy(
     assert part in refusal(*(word.format(checkpoint=checkpoint, run=run_folder) for word in words))
 
 
-def test_detect_gives_a_verdict_per_line(answer: Callable[..., Any], tmp_path: Path) -> None:
-    file = tmp_path / "texts.jsonl"
-    round_text = "on and on we go round " * 40
-    file.write_text("\n".join(json.dumps({"answer": text}) for text in ("Vell is a town.", "", round_text)))
-    document = answer("loops", "detect", file, "--field", "answer")
-    assert [verdict["line"] for verdict in document["verdicts"]] == [1, 2, 3]
-    assert not any(any(verdict["loops"].values()) for verdict in document["verdicts"][:2])
-    found = document["verdicts"][2]["loops"]["antidoom"]
-    assert (found["onset_character"], found["period"], found["copies"]) == (22, 22, 40.0)
-    assert {key: document["rules"]["antidoom"][key] for key in ("count", "total")} == {"count": 1, "total": 3}
-    assert list(answer("loops", "detect", file, "--field", "answer", "--rule", "hiraoka")["rules"]) == ["hiraoka"]
-
-
 def test_export_verifies_what_it_wrote(answer: Callable[..., Any], run_folder: Path, tmp_path: Path) -> None:
     (file,) = answer("export", run_folder, "--type", "F16", "--out", tmp_path, "--verify")["files"]
     assert file["file"] == str(tmp_path / "toy-F16.gguf")

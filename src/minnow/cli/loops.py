@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +14,18 @@ import tyro
 from minnow.cli.models import OpenModel, open_model
 from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.rows import read_rows
+from minnow.cli.transcripts import Transcript, transcripts
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.measure import LoopRates, loop_examples, loop_rates
-from minnow.loops import RULES, Rate
+from minnow.loops import RULES, Rate, diagnose
 from minnow.progress import track
 from minnow.recipe.mapping import nearest
 from minnow.rollout import Sampling
 from minnow.tasks import Example
 
 WORLD_PROMPTS = 500
+MINNOW_RULE, ALL_RULES = "minnow", "all"
 _SHOWN_CHARACTERS = 160
 
 
@@ -151,39 +155,87 @@ def _rate_row(name: str, rate: Rate, truncated: str) -> list[str]:
 
 
 def detect(
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.jsonl")],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     /,
-    rule: Annotated[str, tyro.conf.arg(metavar="RULE")] = "all",
+    rule: Annotated[str, tyro.conf.arg(metavar="RULE")] = MINNOW_RULE,
     field: str = "text",
-    as_json: AsJson = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help="print one JSON object per row instead of text")] = False,
 ) -> None:
-    """Give one verdict per text under a published loop rule, or under all of them: they disagree.
+    """Say of every transcript whether it ends in a doom loop: since where, of which kind, how sure, and why it was cut.
 
     Args:
-        file: JSONL; each row an object with the text.
-        rule: the rule's name, or all.
+        file: JSONL (objects with text or tokens, and optional id, finish_reason, max_tokens), or one plain text; - is
+            standard input.
+        rule: minnow, the name of a published rule, or all of the published rules: they disagree.
         field: the field that holds the text.
     """
-    if rule != "all" and rule not in RULES:
-        raise UserError(f"there is no rule {rule!r}; {nearest(rule, [*RULES, 'all'])}")
-    rules = RULES if rule == "all" else {rule: RULES[rule]}
-    verdicts: list[dict[str, Any]] = []
-    for number, row in read_rows(file):
-        text = row.get(field)
-        if not isinstance(text, str):
-            raise UserError(f"line {number} of {file} has no text in {field!r}; name the field with --field")
-        found = {name: detector(text) for name, detector in rules.items()}
-        verdicts.append({"line": number, "loops": {name: loop and asdict(loop) for name, loop in found.items()}})
-    rates = {name: Rate(sum(v["loops"][name] is not None for v in verdicts), len(verdicts)).as_dict() for name in rules}
-    lines = [f"{verdict['line']}: {_verdict(verdict['loops'])}" for verdict in verdicts]
-    lines += ["", *(f"{name}: {rate['count']} of {rate['total']}" for name, rate in rates.items())]
-    emit({"file": str(file), "rules": rates, "verdicts": verdicts}, "\n".join(lines), as_json)
+    if rule not in (MINNOW_RULE, ALL_RULES, *RULES):
+        raise UserError(f"there is no rule {rule!r}; {nearest(rule, [*RULES, MINNOW_RULE, ALL_RULES])}")
+    counts: Counter[str] = Counter()
+    rows = 0
+    for row in transcripts(file, field):
+        verdicts = _verdicts(row, rule)
+        rows += 1
+        for name, verdict in verdicts.items():
+            counts[name] += verdict["loop"]
+            found = {"id": row.id, **({"rule": name} if rule != MINNOW_RULE else {}), **verdict}
+            if as_json:
+                sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+        if not as_json:
+            sys.stdout.write(f"{row.id}: {_verdict_text(verdicts)}\n")
+        sys.stdout.flush()
+    if not as_json:
+        names = RULES if rule == ALL_RULES else [rule]
+        shares = [(name, Rate(counts[name], rows)) for name in names]
+        lines = [f"{name}: {rate.count} of {rate.total} ({rate.low:.1%} to {rate.high:.1%})" for name, rate in shares]
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
-def _verdict(loops: dict[str, dict[str, Any] | None]) -> str:
-    found = [
-        f"{name} from character {loop['onset_character']}, {loop['copies']:.1f} copies"
-        for name, loop in loops.items()
-        if loop is not None
-    ]
-    return "; ".join(found) or "no loop"
+def _verdicts(row: Transcript, rule: str) -> dict[str, dict[str, Any]]:
+    """By rule: loop, kind, onset, period, copies, wasted, confidence and cause; None where a rule does not say."""
+    if rule == MINNOW_RULE:
+        found = diagnose(row.output, row.finish_reason, row.max_tokens)
+        loop = found.loop
+        return {
+            rule: {
+                "loop": loop is not None,
+                "kind": loop and loop.kind,
+                "onset": loop and loop.onset,
+                "period": loop and loop.period,
+                "copies": loop and round(loop.copies, 2),
+                "wasted": loop and round((loop.end - loop.onset) / len(row.output), 4),
+                "confidence": loop and loop.confidence,
+                "cause": found.cause,
+            }
+        }
+    verdicts = {}
+    for name in RULES if rule == ALL_RULES else [rule]:
+        if name == "repeated-sentences" and not isinstance(row.output, str):
+            raise UserError(f"row {row.id} holds tokens, which do not say where a sentence ends; {name} needs text")
+        one = RULES[name](row.output)
+        verdicts[name] = {
+            "loop": one is not None,
+            "kind": None,
+            "onset": one and one.onset_character,
+            "period": one and (one.period or None),
+            "copies": one and (round(one.copies, 2) or None),
+            "wasted": one and round(1 - one.onset_character / len(row.output), 4),
+            "confidence": None,
+            "cause": None,
+        }
+    return verdicts
+
+
+def _verdict_text(verdicts: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for name, found in verdicts.items():
+        if found["loop"]:
+            text = f"{found['kind'] or name} from {found['onset']}"
+            text += f", {found['copies']:g} copies" if found["copies"] else ""
+            text += f" of {found['period']}" if found["period"] else ""
+            text += f", {found['wasted']:.0%} wasted"
+            text += f", confidence {found['confidence']:.2f}" if found["confidence"] else ""
+            parts.append(text + (f" ({found['cause']})" if found["cause"] not in (None, "loop") else ""))
+        elif found["cause"]:
+            parts.append(f"no loop ({found['cause']})")
+    return "; ".join(parts) or "no loop"

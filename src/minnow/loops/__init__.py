@@ -1,22 +1,41 @@
 """Doom loops: one verdict for data filters, preference pairs, rewards, measurement and serving.
 
-Pure functions over token ids (:func:`find_loop`, :class:`LoopWatch`) and over text (:data:`RULES`, published
-rules for comparison), and the interval every loop rate is reported with (:class:`Rate`). numpy only.
+Over token ids (:func:`find_loop`, :func:`find_loops`, :class:`LoopWatch`) and over text (:func:`find_text_loop`,
+:func:`find_text_loops`, :class:`TextWatch`); why an output ran to its limit (:func:`diagnose`); published rules for
+comparison (:data:`RULES`, :class:`RuleWatch`); the interval every loop rate is reported with (:class:`Rate`). numpy,
+and C where there is a compiler.
 """
 
-from minnow.loops.find import Loop, find_loop
+from minnow.loops.cause import Diagnosis, diagnose
+from minnow.loops.find import Loop, find_loop, find_loops, find_text_loop, find_text_loops
 from minnow.loops.rate import Rate
-from minnow.loops.rules import RULES, TextLoop, repeated_ngram_share, trl_ngram_penalty, vllm_tail
-from minnow.loops.watch import LoopWatch
+from minnow.loops.rules import (
+    RULES,
+    TextLoop,
+    repeated_ngram_share,
+    rule_watch,
+    trl_ngram_penalty,
+    vllm_tail,
+)
+from minnow.loops.symbols import Lexicon
+from minnow.loops.watch import LoopWatch, TextWatch
 
 __all__ = [
     "RULES",
+    "Diagnosis",
+    "Lexicon",
     "Loop",
     "LoopWatch",
     "Rate",
     "TextLoop",
+    "TextWatch",
+    "diagnose",
     "find_loop",
+    "find_loops",
+    "find_text_loop",
+    "find_text_loops",
     "repeated_ngram_share",
+    "rule_watch",
     "trl_ngram_penalty",
     "vllm_tail",
 ]

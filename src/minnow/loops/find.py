@@ -1,61 +1,41 @@
-"""Is this output caught in a loop, since where, and with which period?
+"""Is this output caught in a loop: since where, with which period, of which kind, and how sure is that?
 
-A verdict says that the output is *still* looping at its last token: a model that repeats itself and then goes on
-with something new has recovered. What exact-period rules miss (copies with small changes, shuffles of the same few
-items) and what n-gram counters wrongly flag (tables, code, lists, worked arithmetic) sets the thresholds below; they
-were chosen on generated cases of both (``tests/loops``).
+A verdict says that the output is *still* looping where it ends: a model that repeats itself and then goes on with
+something new has recovered. The evidence is in :mod:`minnow.loops.judge`, what is read as a symbol in
+:mod:`minnow.loops.symbols`; here verdicts get their places in tokens or characters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.int64]
+from minnow.loops.judge import KINDS, LATEST, judge_many
+from minnow.loops.symbols import Lexicon, Symbols, joined, read_text, read_tokens
+from minnow.loops.tools import tool_cycle
 
-TAIL = 4096  # tokens looked at; longer outputs are judged by their end
-GRAM = 4  # tokens of the n-grams whose recurrence is followed
-
-# Exact copies. 48 tokens keep long numbers, dividers and short runs of equal rows out; four copies are asked of a
-# line, three of a paragraph, which nobody writes out three times in a row.
-EXACT_COVERED = 48
-EXACT_COPIES = 4
-LONG_PERIOD = 32
-LONG_COPIES = 3
-
-# Copies with small changes.
-NEAR_COVERED = 128
-NEAR_COPIES = 5
-NEAR_EDITS = 0.1  # of the tokens covered; at 0.15 some JSON rows and worked sums pass
-NEAR_NEW = 0.2  # of the 4-grams after the first copy; rows of a table or of JSON bring more
-NEAR_LOOSE = 8  # edits without 4 equal tokens in a row between them end the repetition
-NEAR_BAND = 0.15  # by how much of a period the length of single copies may differ
-
-# No progress without a period: n-grams of the tail were nearly all there before, and most of them twice.
-TEMPLATE_COVERED = 192
-TEMPLATE_NEW = 0.03
-TEMPLATE_TWICE = 0.85
-
-# Still going on: of the last 32 n-grams at least half, and of the last 8 at least one, are old.
-RECENT = 32
-RECENT_OLD = 16
-LATEST = 8
+_BATCH = 256  # outputs whose symbols are held side by side
+_LONGEST_TEXT = 1 << 22  # characters read of one text, from its end
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A repetition that lasts to the end of an output; positions count tokens from the start of the output.
+    """A repetition that lasts to the end of an output; positions count tokens, or characters where text was given.
 
-    ``kind`` is "token" (one token over and over), "period" (exact copies), "near_copy" (copies with at most 10%
-    changed tokens) or "template" (the same pieces in changing order). ``onset`` is the first token of the second
-    copy, where the output first repeats itself (as in Antidoom, and Hiraoka & Inui 2024); of a template, the first
-    token of the stretch that brings nothing new. ``period`` is the primitive length of one copy in tokens; of a
-    template, the typical distance at which a piece returns. ``copies`` counts the partial last copy as a fraction;
-    ``end`` is one past the last token covered.
+    ``kind`` is "token" (one token over and over), "period" (exact copies), "counter" (copies in which a number goes
+    on), "near_copy" (copies with small changes), "template" (the same pieces in changing order), "paraphrase" (the
+    same few phrases in changing order) or "tool" (the same calls with the same results). ``onset`` is where the
+    second copy begins and the output first repeats itself (as in Antidoom, and Hiraoka & Inui 2024); of a template or
+    paraphrase, where the stretch begins that brings nothing new. ``period`` is the primitive length of one copy; of a
+    template or paraphrase, the typical distance at which a piece returns. ``copies`` counts the partial last copy as
+    a fraction; ``end`` is one past the last place covered. ``confidence`` is above 0 and at most 1: it grows with
+    the copies and falls with their differences and with everything new behind them.
     """
 
     kind: str
@@ -63,143 +43,98 @@ class Loop:
     period: int
     copies: float
     end: int
+    confidence: float = 1.0
+
+    @property
+    def wasted(self) -> float:
+        """Share of the output, up to ``end``, that came after the onset."""
+        return (self.end - self.onset) / self.end
 
 
-def find_loop(tokens: Sequence[int] | NDArray[Any]) -> Loop | None:
+def find_loop(tokens: Sequence[int] | NDArray[Any], lexicon: Lexicon | None = None) -> Loop | None:
     """The loop that ``tokens`` ([n] token ids, the output without its prompt) ends in, or None.
 
     Pass a finished output *with* its end-of-sequence token: an answer that ended by itself is then never a loop,
-    whatever it repeated before.
+    whatever it repeated before. With a ``lexicon``, numbers are known as numbers: counters are found, and long
+    numbers and dividers need more evidence than words.
+
+    Raises:
+        ValueError: ``tokens`` is not one row of integers.
     """
-    everything = np.asarray(tokens, dtype=np.int64)
-    if everything.ndim != 1:
-        raise ValueError(f"find_loop takes one output's token ids, got an array of shape {everything.shape}")
-    if everything.size < EXACT_COVERED:
-        return None
-    skipped = max(0, everything.size - TAIL)
-    tail = everything[skipped:]
-    previous, seen = _recurrence(tail)
-    old = seen > 0
-    if int(old[-RECENT:].sum()) < RECENT_OLD or not old[-LATEST:].any() or tail[-1] not in tail[:-1]:
-        return None
-    found = _exact(tail) or _near_copy(tail, previous, old) or _template(previous, seen)
-    if found is None:
-        return None
-    kind, start, onset, period = found
-    copies = (tail.size - start) / period
-    return Loop(kind, onset + skipped, period, copies, everything.size)
+    return find_loops([tokens], lexicon, threads=1)[0]
 
 
-def gram_codes(tokens: Tokens) -> NDArray[np.uint64]:
-    """Codes [n - 3] of the 4-grams of ``tokens`` [n]: equal 4-grams have equal codes.
-
-    Exact for ids below 65,536; above, different 4-grams may very rarely share a code.
-    """
-    code = np.zeros(max(0, tokens.size - GRAM + 1), dtype=np.uint64)
-    for offset in range(GRAM):
-        code = (code << np.uint64(16)) ^ tokens[offset : offset + code.size].astype(np.uint64)
-    return code
+def find_text_loop(text: str) -> Loop | None:
+    """The loop that ``text`` (an output without its prompt) ends in, or None; positions are characters."""
+    return find_text_loops([text], threads=1)[0]
 
 
-def _recurrence(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """For the 4-gram at each position: distance back to the one before (0 if none), and how many came before."""
-    code = gram_codes(tokens)
-    order = np.argsort(code, kind="stable")
-    same = np.zeros(code.size, dtype=bool)
-    same[1:] = code[order[1:]] == code[order[:-1]]
-    distance = np.zeros(code.size, dtype=np.int64)
-    distance[order[1:]] = np.where(same[1:], order[1:] - order[:-1], 0)
-    rank = np.arange(code.size)
-    first = np.maximum.accumulate(np.where(same, 0, rank))
-    count = np.zeros(code.size, dtype=np.int64)
-    count[order] = rank - first
-    return distance, count
+def find_loops(
+    outputs: Iterable[Sequence[int] | NDArray[Any]], lexicon: Lexicon | None = None, threads: int | None = None
+) -> list[Loop | None]:
+    """:func:`find_loop` of many outputs, in ``threads`` threads (all cores by default)."""
+
+    def read(tokens: Sequence[int] | NDArray[Any]) -> Symbols:
+        return read_tokens(tokens, lexicon)
+
+    def judged(batch: list[Sequence[int] | NDArray[Any]]) -> list[Loop | None]:
+        symbols = [read(tokens) for tokens in batch]
+        skipped = [len(tokens) - each.size for tokens, each in zip(batch, symbols, strict=True)]
+        return _judged(symbols, skipped, ends=True)
+
+    return _in_batches(list(outputs), judged, threads)
 
 
-def _exact(tokens: Tokens) -> tuple[str, int, int, int] | None:
-    """(kind, start, onset, period) of the exact repetition at the end, with its primitive period.
+def find_text_loops(texts: Iterable[str], threads: int | None = None) -> list[Loop | None]:
+    """:func:`find_text_loop` of many outputs, in ``threads`` threads (all cores by default)."""
 
-    Every period must bring the last 4 tokens back, so only the distances at which they occur are tried, shortest
-    first; a period that holds for three copies and is not primitive has a shorter one that holds as well.
-    """
-    size = tokens.size
-    places = np.flatnonzero(tokens[GRAM - 1 : -1] == tokens[-1]) + GRAM - 1
-    for back in range(1, GRAM):
-        places = places[tokens[places - back] == tokens[-1 - back]]
-    for period in (size - 1 - places)[::-1].tolist():
-        copies = LONG_COPIES if period >= LONG_PERIOD else EXACT_COPIES
-        matched = max(copies * period, EXACT_COVERED) - period
-        if matched + period > size:
-            if period >= LONG_PERIOD:
-                return None
-            continue
-        if not np.array_equal(tokens[size - matched :], tokens[size - matched - period : size - period]):
-            continue
-        different = np.flatnonzero(tokens[period:] != tokens[:-period])
-        start = int(different[-1]) + 1 if different.size else 0
-        return "token" if period == 1 else "period", start, start + period, period
-    return None
+    def judged(batch: list[str]) -> list[Loop | None]:
+        loops = _judged(
+            [read_text(text[-_LONGEST_TEXT:]) for text in batch], [max(0, len(text) - _LONGEST_TEXT) for text in batch]
+        )
+        return [with_tools(text, loop) for text, loop in zip(batch, loops, strict=True)]
+
+    return _in_batches(list(texts), judged, threads)
 
 
-def _near_copy(tokens: Tokens, distance: Tokens, old: NDArray[np.bool_]) -> tuple[str, int, int, int] | None:
-    """(kind, start, onset, period) of copies with small changes at the end.
-
-    The period is the commonest distance at which recent 4-grams return. The alignment runs backwards along it and
-    may change its distance within a narrow band where tokens were put in or left out; every changed token and every
-    token of such a shift counts as one edit.
-    """
-    recent = distance[-NEAR_COVERED:]
-    recent = recent[recent > 0]
-    period = int(np.bincount(recent).argmax())
-    if tokens.size < max(NEAR_COVERED, NEAR_COPIES * period):
-        return None
-    band = int(NEAR_BAND * period)
-    symbols = tokens.tolist()
-    lags = sorted(range(period - band, period + band + 1), key=lambda moved: abs(moved - period))
-    lag, edits, matches, loose, best = period, 0, 0, 0, 0
-    place = len(symbols) - 1
-    while place >= lag and loose <= NEAR_LOOSE:
-        if symbols[place] == symbols[place - lag]:
-            matches += 1
-            covered = len(symbols) - place
-            if matches >= GRAM:
-                loose = 0
-                if edits <= NEAR_EDITS * covered:
-                    best = covered
-        else:
-            matches = 0
-            changed = 1
-            before = symbols[place - GRAM : place]
-            if before != symbols[place - GRAM - lag : place - lag]:
-                for moved in lags:
-                    if place - GRAM >= moved and before == symbols[place - GRAM - moved : place - moved]:
-                        changed = max(1, abs(moved - lag))
-                        lag = moved
-                        break
-            edits += changed
-            loose += changed
-        place -= 1
-    onset = max(len(symbols) - best, period)
-    start = onset - period
-    if len(symbols) - start < max(NEAR_COVERED, NEAR_COPIES * period) or (~old[onset:]).mean() > NEAR_NEW:
-        return None
-    return "near_copy", start, onset, period
+def with_tools(text: str, loop: Loop | None, skipped: int = 0) -> Loop | None:
+    """The verdict after a look at the tool calls in ``text``, ``skipped`` characters into the output."""
+    cycle = tool_cycle(text)
+    if cycle is None:
+        return loop
+    if cycle.copies:
+        confidence = round(1 - 0.5 ** (cycle.copies - 1), 4)
+        return Loop("tool", cycle.onset + skipped, cycle.period, cycle.copies, cycle.end + skipped, confidence)
+    # Calls that bring other results, or other calls, are progress, however alike they look.
+    return loop if loop is not None and loop.kind in ("token", "period") else None
 
 
-def _template(distance: Tokens, seen: Tokens) -> tuple[str, int, int, int] | None:
-    """(kind, start, onset, period) of a tail that brings nothing new although no period holds.
+def _in_batches(outputs: list[Any], judged: Any, threads: int | None) -> list[Loop | None]:
+    batches = [outputs[place : place + _BATCH] for place in range(0, len(outputs), _BATCH)]
+    threads = min(threads or os.cpu_count() or 1, len(batches))
+    if threads <= 1:
+        return [loop for batch in batches for loop in judged(batch)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [loop for found in pool.map(judged, batches) for loop in found]
 
-    A long block on its way to a third exact copy shows here first, 192 tokens after the second.
-    """
-    if seen.size < TEMPLATE_COVERED:
-        return None
-    tail = seen[-TEMPLATE_COVERED:]
-    if (tail == 0).mean() >= TEMPLATE_NEW or (tail >= 2).mean() < TEMPLATE_TWICE:
-        return None
-    new = np.cumsum(seen[::-1] == 0)
-    length = np.arange(1, seen.size + 1)
-    holds = np.flatnonzero((new < TEMPLATE_NEW * length) & (seen[::-1] > 0))
-    onset = seen.size - 1 - int(holds[-1])
-    returns = distance[onset:]
-    period = int(np.median(returns[returns > 0]))
-    return "template", max(0, onset - period), onset, max(1, period)
+
+def _judged(symbols: list[Symbols], skipped: list[int], ends: bool = False) -> list[Loop | None]:
+    offsets = np.zeros(len(symbols) + 1, dtype=np.int64)
+    np.cumsum([len(each) for each in symbols], out=offsets[1:])
+    found = judge_many(*joined(symbols), offsets, ends)
+    loops: list[Loop | None] = [None] * len(symbols)
+    for row in np.flatnonzero(found["kind"]).tolist():
+        loops[row] = as_loop(found[row], symbols[row], skipped[row])
+    return loops
+
+
+def as_loop(found: Any, symbols: Symbols, skipped: int) -> Loop:
+    """The verdict on ``symbols``, which begin ``skipped`` places into the output."""
+    kind = KINDS[found["kind"]]
+    start, onset, period, end, edits = (int(found[name]) for name in ("start", "onset", "period", "end", "edits"))
+    places = [symbols.place(each) for each in (start, onset, end)]
+    copies = (end - start) / period
+    # Half of the doubt goes with every further copy beyond two; what differs between the copies keeps its share.
+    confidence = (1 - 0.5 ** (copies - 1)) * (1 - edits / (end - start)) * (1 - (len(symbols) - end) / (LATEST + 1))
+    step = places[1] - places[0] if onset - start == period else round(period * (places[2] - places[1]) / (end - onset))
+    return Loop(kind, places[1] + skipped, max(1, step), copies, places[2] + skipped, round(confidence, 4))
