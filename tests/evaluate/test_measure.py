@@ -9,8 +9,8 @@ import pytest
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.evaluate.measure import answer, answer_groups, loop_examples, loop_rates, measure_loops, score, score_tasks
-from minnow.loops import Rate, find_loop
+from minnow.evaluate.measure import answer, answer_groups, measure_loops, score, score_tasks
+from minnow.loops import Rate, find_loop, find_text_loop
 from minnow.rollout import Prompt, Rollout, Sampling
 from minnow.rollout.records import per_prompt
 from minnow.tasks import Example, PocketWorld
@@ -84,39 +84,45 @@ def test_task_scores_are_rates_and_values_by_task_and_their_plain_mean(pocket: P
     assert {sampling for _, _, sampling in engine.asked} == {Sampling(0.0, 33, 2)}
 
 
-def test_loop_rates_tell_loops_from_truncations(pocket: PocketWorld, words: Tokenizer) -> None:
+def test_loop_rates_are_of_answers_that_run_on(pocket: PocketWorld, words: Tokenizer) -> None:
+    """Where the text still repeats at the budget it is a loop, cut without one it is truncated; an end is an end."""
     examples = pocket.loop_prone("train", 8)
-    reasons = ["loop", "stop", "length", "stop", "loop", "stop", "stop", "length"]
-    answers = {e.id: (looping(words) if r == "loop" else "x", r) for e, r in zip(examples, reasons, strict=True)}
-    engine = Told(words, answers)
+    told = [(looping(words), "length"), ("x", "stop"), ("It was cut", "length"), (looping(words), "stop")] * 2
+    engine = Told(words, {e.id: one for e, one in zip(examples, told, strict=True)})
     rates, shown = measure_loops(engine, words, examples, (0.0, 0.5), 64, seed=9)
     assert [(r.temperature, r.max_new_tokens) for r in rates] == [(0.0, 64), (0.5, 64)]
+    looped = [e.task for e, (text, reason) in zip(examples, told, strict=True) if len(text) > 10 and reason == "length"]
     for rate in rates:
-        assert rate.overall == Rate(2, 8) and rate.truncated == 2
-        by_task = {task: (sum(r == "loop" for e, r in zip(examples, reasons, strict=True) if e.task == task),
-                          sum(e.task == task for e in examples)) for task in {e.task for e in examples}}  # fmt: skip
-        assert {task: (r.count, r.total) for task, r in rate.by_task.items()} == by_task
-        assert rate.as_dict()["count"] == 2 and rate.as_dict()["by_task"].keys() == by_task.keys()
-    assert {one.seed for _, _, one in engine.asked} == {9}
+        assert rate.overall == Rate(2, 8) and (rate.truncated, rate.stopped) == (2, 0)
+        tasks = {e.task: [other.task for other in examples].count(e.task) for e in examples}
+        assert rate.by_task == {task: Rate(looped.count(task), n) for task, n in tasks.items()}
+        numbers = rate.as_dict()
+        assert (numbers["count"], numbers["truncated"], numbers["failed"]) == (2, 2, 0)
+        assert numbers["causes"] == {"loop": 2, "budget": 2} and numbers["kinds"] == {"period": 2}
+        assert numbers["rules"]["antidoom"] == Rate(4, 8).as_dict(), "a published rule is asked of every answer"
+    assert {(one.seed, one.stop_on_loop) for _, _, one in engine.asked} == {(9, False)}
     assert {example["temperature"] for example in shown} == {0.0, 0.5}
 
 
-def test_loop_examples_mark_the_onset_in_the_text(pocket: PocketWorld, words: Tokenizer) -> None:
+def test_examples_mark_the_onset_in_the_text(pocket: PocketWorld, words: Tokenizer) -> None:
     """Every task comes once before any comes twice; the text from the onset on is the loop's second copy."""
     examples = pocket.loop_prone("train", 8)
-    rollouts = answer(Told(words, {e.id: (looping(words), "loop") for e in examples}), words, examples, Sampling())
-    shown = loop_examples(words, examples, rollouts, most=6)
-    tasks = ["page", "enumeration", "walk", "arithmetic", "page", "enumeration"]
-    assert [each["task"] for each in shown] == tasks
-    assert shown[0]["prompt"] != shown[4]["prompt"]
+    text = looping(words)
+    engine = Told(words, {e.id: (text, "length") for e in examples})
+    (rate,), shown = measure_loops(engine, words, examples, [0.0], 999)
+    assert [each["task"] for each in shown] == ["page", "enumeration", "walk", "arithmetic"]
+    ids = words.encode_chat(text)
+    found = find_text_loop(text)
+    assert found is not None
     for each in shown:
-        rest = each["text"][each["onset_character"] :]
-        copy = words.decode(rollouts[0].token_ids[-each["period"] :])
-        assert each["text"] == looping(words)
-        assert rest[: 2 * len(copy)] == rest[len(copy) : 3 * len(copy)]
-        assert each["onset_character"] < len(each["text"]) / 4
+        copy = words.decode(ids[-each["period"] :])
+        assert each["text"] == text and each["onset_character"] == found.onset
+        assert text[found.onset :].startswith((copy * 2).lstrip())
+    # The token of the first word holds the space before it, the loop begins with the word.
+    assert rate.onset is not None and words.decode(ids[: int(rate.onset)]) == text[: found.onset].rstrip()
+    assert rate.as_dict()["wasted_of_all"] == round(1 - rate.onset / len(ids), 4)
 
 
-def test_a_loop_rate_of_no_prompts_is_refused() -> None:
+def test_a_loop_rate_of_no_prompts_is_refused(words: Tokenizer) -> None:
     with pytest.raises(UserError, match="at least one loop-prone prompt"):
-        loop_rates([], [])
+        measure_loops(Told(words, {}), words, [], [0.0], 64)

@@ -17,7 +17,8 @@ from minnow.cli.rows import read_rows
 from minnow.cli.transcripts import Transcript, transcripts
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.evaluate.measure import LoopRates, loop_examples, loop_rates
+from minnow.evaluate.loops import Judged, LoopRates
+from minnow.evaluate.measure import judge_rollouts, loops_of
 from minnow.loops import RULES, Rate, diagnose
 from minnow.progress import track
 from minnow.recipe.mapping import nearest
@@ -60,19 +61,19 @@ def measure(
         raise UserError(f"--n is {n}; measure at least 1 prompt")
     if not temperature:
         raise UserError("--temperature names no temperature; give at least one, such as 0.0")
-    samplings = [Sampling(degree, max_new_tokens, seed) for degree in temperature]
+    samplings = [Sampling(degree, max_new_tokens, seed, stop_on_loop=False) for degree in temperature]
     given = None if prompts is None else read_prompts(prompts, raw)
     with open_model(model, tokenizer, threads, max_new_tokens) as opened:
         examples, source = (given, str(prompts)) if given is not None else _world_prompts(opened, n)
         examples = examples[:n]
         asked = [(each.id, _prompt_ids(opened.tokenizer, each, raw)) for each in examples]
-        rates, shown = [], []
+        judged: list[list[Judged]] = []
         with track(len(temperature) * len(examples), "loops measure", "answers") as bar:
             for sampling in samplings:
                 rollouts = opened.engine.generate(asked, sampling)
-                rates.append(loop_rates(examples, rollouts))
-                shown += loop_examples(opened.tokenizer, examples, rollouts)
+                judged.append(judge_rollouts(opened.tokenizer, examples, rollouts))
                 bar.advance(len(examples))
+    rates, shown = loops_of(judged)
     document = {
         "model": str(opened.path),
         "runtime": opened.runtime,
@@ -81,7 +82,7 @@ def measure(
         "raw": raw,
         "seed": seed,
         "loops": [rate.as_dict() for rate in rates],
-        "examples": shown[:8],
+        "examples": shown,
     }
     emit(document, _measured_text(document, rates), as_json)
 

@@ -1,14 +1,17 @@
-"""Task scores and doom-loop rates of any engine, each with its interval and its settings."""
+"""Task scores and doom-loop rates of any engine, each with its interval and its settings.
+
+How a finished answer is judged, and what is counted of it, is in :mod:`minnow.evaluate.loops`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.errors import UserError
+from minnow.evaluate.loops import Judged, LoopRates, judge_rollout, loop_examples, with_rules
 from minnow.loops import Rate
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example, Score, verify, verify_call
@@ -73,48 +76,6 @@ def tally(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> TaskScore
     )
 
 
-@dataclass
-class LoopRates:
-    """Doom-loop rate of one temperature and token budget, with the truncations that are not loops."""
-
-    temperature: float
-    max_new_tokens: int
-    overall: Rate
-    truncated: int
-    by_task: dict[str, Rate]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "temperature": self.temperature,
-            "max_new_tokens": self.max_new_tokens,
-            **self.overall.as_dict(),
-            "truncated": self.truncated,
-            "by_task": {task: rate.as_dict() for task, rate in self.by_task.items()},
-        }
-
-
-def loop_rates(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> LoopRates:
-    """Count the rollouts that end in a loop.
-
-    Raises:
-        UserError: no rollouts.
-    """
-    if not rollouts:
-        raise UserError("there are no prompts to measure a loop rate on; ask for at least one loop-prone prompt")
-    by_task: dict[str, list[bool]] = defaultdict(list)
-    for example, rollout in zip(examples, rollouts, strict=True):
-        by_task[example.task].append(rollout.finish_reason == "loop")
-    loops = sum(map(sum, by_task.values()))
-    sampling = rollouts[0].sampling
-    return LoopRates(
-        sampling.temperature,
-        sampling.max_new_tokens,
-        Rate(loops, len(rollouts)),
-        sum(rollout.finish_reason == "length" for rollout in rollouts),
-        {task: Rate(sum(flags), len(flags)) for task, flags in sorted(by_task.items())},
-    )
-
-
 def measure_loops(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -123,37 +84,22 @@ def measure_loops(
     max_new_tokens: int,
     seed: int = 0,
 ) -> tuple[list[LoopRates], list[dict[str, Any]]]:
-    """Doom-loop rate at each temperature, and a few of the loops spelled out."""
-    arms = [Sampling(temperature, max_new_tokens, seed) for temperature in temperatures]
-    rates, shown = [], []
-    for rollouts in answer_groups(engine, tokenizer, examples, arms):
-        rates.append(loop_rates(examples, rollouts))
-        shown += loop_examples(tokenizer, examples, rollouts)
-    return rates, shown[:8]
+    """Doom-loop rate of answers that run on, at each temperature, and a few of the loops spelled out.
+
+    Raises:
+        UserError: no examples.
+    """
+    arms = [Sampling(temperature, max_new_tokens, seed, stop_on_loop=False) for temperature in temperatures]
+    groups = answer_groups(engine, tokenizer, examples, arms)
+    return loops_of([judge_rollouts(tokenizer, examples, rollouts) for rollouts in groups])
 
 
-def loop_examples(
-    tokenizer: Tokenizer, examples: Sequence[Example], rollouts: Sequence[Rollout], most: int = 4
-) -> list[dict[str, Any]]:
-    """Looping answers as text with the onset marked: every task's first, then every task's second, and so on."""
-    found: list[tuple[int, dict[str, Any]]] = []
-    seen: Counter[str] = Counter()
-    for example, rollout in zip(examples, rollouts, strict=True):
-        if rollout.loop is None:
-            continue
-        seen[example.task] += 1
-        if seen[example.task] > most:
-            continue
-        before = tokenizer.decode(rollout.token_ids[: rollout.loop.onset], keep_special=True)
-        shown = {
-            "task": example.task,
-            "prompt": example.messages[-1]["content"],
-            "text": rollout.text,
-            "onset_character": len(before),
-            "kind": rollout.loop.kind,
-            "period": rollout.loop.period,
-            "copies": rollout.loop.copies,
-            "temperature": rollout.sampling.temperature,
-        }
-        found.append((seen[example.task], shown))
-    return [shown for _, shown in sorted(found, key=lambda entry: entry[0])[:most]]
+def judge_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judged]:
+    """Minnow's verdict on each answer."""
+    return [judge_rollout(tokenizer, e, r) for e, r in zip(examples, rollouts, strict=True)]
+
+
+def loops_of(arms: Sequence[Sequence[Judged]]) -> tuple[list[LoopRates], list[dict[str, Any]]]:
+    """Rates of each arm (answers of one temperature), by every published rule too, and at most eight loops."""
+    shown = [example for answers in arms for example in loop_examples(answers)]
+    return [LoopRates(with_rules(answers)) for answers in arms], shown[:8]

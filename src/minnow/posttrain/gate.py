@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.measure import answer, loop_rates, score_tasks
+from minnow.evaluate.loops import LoopRates
+from minnow.evaluate.measure import answer, judge_rollouts, score_tasks
 from minnow.rollout.records import Engine, Sampling
 from minnow.tasks import Example
 
@@ -45,7 +46,7 @@ class Gate:
     def measure(self) -> tuple[float, float]:
         """Greedy loop rate and mean verifier value of the policy as it is; truncated answers count as loops do."""
         rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
-        rates = loop_rates(self.loop_prompts, rollouts)
+        rates = LoopRates(judge_rollouts(self.tokenizer, self.loop_prompts, rollouts))
         stuck = (rates.overall.count + rates.truncated) / rates.overall.total
         scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
         return stuck, scores.mean_value

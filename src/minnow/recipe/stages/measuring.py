@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minnow.agent import Limits, SearchIndex, run_agent, search_tool
 from minnow.data.packing import tokenize_documents
 from minnow.errors import UserError
-from minnow.evaluate.measure import answer, loop_examples, loop_rates, measure_loops, score_tasks
+from minnow.evaluate.measure import answer, judge_rollouts, loops_of, measure_loops, score_tasks
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
 from minnow.recipe.context import StageContext
@@ -161,18 +161,18 @@ def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
         Example(f"opening-{i}", "continuation", "held_out", [{"role": "user", "content": words.decode(ids)}], [], None)
         for i, ids in enumerate(pieces)
     ]
-    rates, shown = [], []
+    judged = []
     for temperature in settings.temperatures:
-        sampling = Sampling(temperature, settings.max_new_tokens, context.recipe.seed)
+        sampling = Sampling(temperature, settings.max_new_tokens, context.recipe.seed, stop_on_loop=False)
         rollouts = engine.generate([(e.id, ids) for e, ids in zip(prompts, pieces, strict=True)], sampling)
-        rates.append(loop_rates(prompts, rollouts).as_dict())
-        shown += loop_examples(words, prompts, rollouts)
+        judged.append(judge_rollouts(words, prompts, rollouts))
+    rates, shown = loops_of(judged)
     return {
         "stage": settings.checkpoint,
         "checkpoint": str(checkpoint),
         "seconds": time.perf_counter() - started,
         "tasks": {},
-        "loops": rates,
+        "loops": [rate.as_dict() for rate in rates],
         "examples": shown,
         **numbers,
     }
