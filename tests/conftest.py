@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV, ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.tasks import PocketWorld
+
+sys.path.insert(0, str(Path(__file__).parent))  # for ``bad_server``, whatever pytest's import mode
 
 
 def tiny_config(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from minnow.device.parity import check_parity, check_tokenizer, own_sequences, r
 from minnow.errors import UserError
 from minnow.loops import find_loop
 from minnow.rollout.records import Sampling
+from minnow.rollout.server_engine import ServerEngine
+from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, answer_all
 
 TEXTS = [
     "",
@@ -205,6 +209,44 @@ def test_engine_stops_a_loop_where_the_watch_sees_it(checkpoint: Path, exported:
         unwatched = llama.generate([[1, 20]], 300, stop=[7], ids_in_use=1)[0]
     assert answer.finish == "loop" and answer.loop == find_loop(answer.tokens)
     assert (unwatched.finish, len(unwatched.tokens), unwatched.loop) == ("length", 300, None)
+
+
+SERVE = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 1024, 2, 0
+params.cpuparams.n_threads = 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_llama_cpps_own_server_gives_the_engines_answers(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
+    """Over HTTP, with its own reading of the chat template and of the budget; greedily, as text."""
+    tokenizer, file = _tokenizer(checkpoint), exported["F32"].file
+    chats = [ChatPrompt(f"p{i}", [{"role": "user", "content": text}]) for i, text in enumerate(TEXTS[1:])]
+    sampling = Sampling(0.0, 3, stop_on_loop=False)
+    with LlamaEngine(file, tokenizer, rows=2) as engine:
+        wanted = answer_all(LocalTextEngine(engine, tokenizer, 2), chats, sampling)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().strip()
+        answers = answer_all(ServerEngine(f"{address}/v1", "tiny"), chats, sampling)
+    finally:
+        server.kill()
+        server.wait()
+    for answer, one in zip(answers, wanted, strict=True):
+        # The server keeps back bytes at the end that are no whole character yet.
+        assert answer.text and one.text.startswith(answer.text)
+        assert (answer.prompt_id, answer.finish_reason, answer.tokens) == (one.prompt_id, "length", 3)
+    assert sum(answer.text == one.text for answer, one in zip(answers, wanted, strict=True)) >= 4
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

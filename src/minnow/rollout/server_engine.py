@@ -1,0 +1,297 @@
+"""Answers from an OpenAI-compatible server: llama.cpp, vLLM, Ollama, LM Studio, a paid one.
+
+Such a server may hang, cut its stream, be busy or broken. A request is tried again with growing pauses; one that fails
+for good is an answer that says so, so that a rate can tell how many answers it lacks.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from queue import Queue
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from minnow.errors import UserError
+from minnow.loops import Loop, TextWatch
+from minnow.rollout.records import Sampling, per_prompt
+from minnow.rollout.text_engine import ChatPrompt, TextAnswer
+
+TRIES = 5
+LONGEST_PAUSE = 60.0  # seconds before the next try, whatever the server asks for
+_LONGEST_LINE = 1 << 26  # bytes
+_CHARACTERS_A_TOKEN = 64  # a server that sends more than this for each token asked for does not keep to the budget
+_ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call"}
+_CUT = {"length", "max_tokens", "max_length", "model_length"}
+
+
+class _Retry(Exception):
+    """Worth another try, ``after`` seconds at least."""
+
+    def __init__(self, sentence: str, after: float = 0.0) -> None:
+        super().__init__(sentence)
+        self.after = after
+
+
+class _Refused(Exception):
+    """This prompt will not be answered, whoever asks again."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    # The key would go along to wherever the server points.
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class ServerEngine:
+    """Answers messages over HTTP (:class:`minnow.rollout.text_engine.TextEngine`), several requests at once.
+
+    Args:
+        url: where the API begins, such as ``http://localhost:8080/v1``.
+        model: the name the server knows the model by.
+        timeout: seconds without a new piece of the answer after which a server counts as hanging.
+        pause: seconds before the second try; doubled before each further one.
+        api_key: sent as a bearer token, and left out of every message.
+
+    Raises:
+        UserError: an address that is none, or a concurrency or timeout of nothing.
+    """
+
+    batch = None
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        concurrency: int = 4,
+        timeout: float = 120.0,
+        pause: float = 1.0,
+        api_key: str | None = None,
+    ) -> None:
+        if not _is_address(url):
+            raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
+        if concurrency < 1 or timeout <= 0:
+            raise UserError(
+                f"{concurrency} requests at once with {timeout:g} seconds of patience cannot be made; use at least one "
+                "request and more than 0 seconds"
+            )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise UserError("the API key holds a line end or a letter that no header can; set its variable again")
+        self.url, self.model = url.rstrip("/"), model
+        self.concurrency, self.timeout, self.pause = concurrency, timeout, pause
+        self._key = api_key
+        self._open = urllib.request.build_opener(_NoRedirects).open
+
+    def answers(
+        self, prompts: Sequence[ChatPrompt], sampling: Sampling | Sequence[Sampling]
+    ) -> Iterator[tuple[int, TextAnswer]]:
+        """An answer to every prompt with its place in ``prompts``, as they come; one sampling for all or one each.
+
+        Raises:
+            UserError: the server refuses the key, the model or the address, or fails over and over.
+        """
+        samplings = per_prompt(sampling, len(prompts))
+        waiting = iter(range(len(prompts)))
+        taking, stopped = threading.Lock(), threading.Event()
+        done: Queue[tuple[int, TextAnswer | Exception, bool]] = Queue()
+
+        def work() -> None:
+            while not stopped.is_set():
+                with taking:
+                    place = next(waiting, None)
+                if place is None:
+                    return
+                try:
+                    done.put((place, *self._answer(prompts[place], samplings[place], stopped)))
+                except Exception as error:  # noqa: BLE001  raised again where the answers are taken
+                    done.put((place, error, False))
+
+        # Daemons: after Ctrl-C nobody waits for a server that hangs.
+        for _ in range(min(self.concurrency, len(prompts))):
+            threading.Thread(target=work, daemon=True).start()
+        failures = 0
+        try:
+            for _ in prompts:
+                place, answer, broken = done.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                failures = failures + 1 if broken else 0
+                yield place, answer
+                if failures == max(8, 2 * self.concurrency):
+                    raise UserError(
+                        f"{self.url} failed {failures} requests in a row, each after {TRIES} tries "
+                        f"({answer.error}); see to the server, then run the same command again"
+                    )
+        finally:
+            stopped.set()
+
+    def _answer(self, prompt: ChatPrompt, sampling: Sampling, stopped: threading.Event) -> tuple[TextAnswer, bool]:
+        """The answer, and whether it is missing for a fault of the server rather than of the prompt."""
+        sentence = ""
+        for attempt in range(TRIES):
+            try:
+                return self._ask(prompt, sampling), False
+            except _Refused as error:
+                return _failed(prompt, sampling, str(error)), False
+            except _Retry as error:
+                sentence = str(error)
+                # Woken early only when nobody waits for the answer any more.
+                if attempt < TRIES - 1 and stopped.wait(min(LONGEST_PAUSE, max(error.after, self.pause * 2**attempt))):
+                    break
+        return _failed(prompt, sampling, sentence), True
+
+    def _ask(self, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": sampling.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if prompt.raw:
+            path, body["prompt"] = "completions", prompt.messages[-1]["content"]
+        else:
+            path, body["messages"] = "chat/completions", prompt.messages
+            body |= {"tools": prompt.tools} if prompt.tools else {}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
+        try:
+            with self._open(request, timeout=self.timeout) as response:
+                return self._read(response, prompt, sampling)
+        except urllib.error.HTTPError as error:
+            raise self._reason(error) from error
+        except TimeoutError as error:
+            raise _Retry(f"no answer within {self.timeout:g} seconds") from error
+        except urllib.error.URLError as error:
+            raise _Retry(f"no connection ({error.reason})") from error
+        except (http.client.HTTPException, OSError) as error:
+            raise _Retry(f"the connection broke ({error!r})") from error
+
+    def _reason(self, error: urllib.error.HTTPError) -> Exception:
+        """What an HTTP error means: another try, a prompt that is refused, or a server that is not to be asked."""
+        try:
+            said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+        except (OSError, http.client.HTTPException):
+            said = ""
+        # Some servers repeat the key they were given.
+        said = said.replace(self._key, "…") if self._key else said
+        sentence = f"HTTP {error.code}" + (f": {said}" if said else "")
+        if error.code in (408, 425, 429) or error.code >= 500:
+            after = error.headers.get("Retry-After") or ""
+            return _Retry(sentence, float(after) if after.isdecimal() else 0.0)
+        if error.code in (401, 403):
+            return UserError(f"{self.url} refuses the API key ({sentence}); set the right one in its variable")
+        if error.code in (404, 405) or error.code < 400:
+            return UserError(
+                f"{self.url} has no model {self.model!r}, or is not where the API begins ({sentence}); check both"
+            )
+        return _Refused(sentence)
+
+    def _read(self, response: Any, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
+        most = _CHARACTERS_A_TOKEN * sampling.max_new_tokens
+        watch = TextWatch() if sampling.stop_on_loop else None
+        reply, text, loop = _Reply(), "", None
+        streams = response.headers.get_content_type() == "text/event-stream"
+        for event in self._events(response) if streams else _whole(response):
+            piece = reply.take(event)
+            text += piece
+            loop = watch.push(piece) if watch is not None and piece else None
+            if loop is not None or len(text) > most:
+                break
+        return reply.answer(prompt, sampling, text, loop, most)
+
+    def _events(self, response: IO[bytes]) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a stream of server-sent events, up to ``[DONE]``."""
+        heard = time.monotonic()
+        while line := response.readline(_LONGEST_LINE):
+            # A server that only keeps the line open sends comments, each in time.
+            if time.monotonic() - heard > self.timeout:
+                raise _Retry(f"no answer within {self.timeout:g} seconds")
+            name, _, data = line.decode(errors="replace").strip().partition(":")
+            if name != "data" or not data:
+                continue
+            if data.strip() == "[DONE]":
+                return
+            heard = time.monotonic()
+            yield _parsed(data)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _whole(response: IO[bytes]) -> Iterable[dict[str, Any]]:
+    """The reply of a server that does not stream, as one event."""
+    return [_parsed(response.read().decode(errors="replace"))]
+
+
+def _parsed(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _Retry("the reply is not JSON") from error
+    if not isinstance(event, dict):
+        raise _Retry("the reply is not a JSON object")
+    if event.get("error"):
+        raise _Retry(f"the server says: {json.dumps(event['error'], ensure_ascii=False)[:300]}")
+    return event
+
+
+class _Reply:
+    """What the events of one answer add up to."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.tokens: int | None = None
+        self._thinking = False
+        self._calls: dict[int, dict[str, str]] = {}
+
+    def take(self, event: dict[str, Any]) -> str:
+        """The text that an event brings; a chain of thought that comes apart is put in ``<think>`` tags."""
+        try:
+            usage = event.get("usage") or {}
+            self.tokens = usage.get("completion_tokens", self.tokens)
+            choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
+            self.reason = choice.get("finish_reason") or self.reason
+            said = choice.get("delta") or choice.get("message") or {}
+            thought = said.get("reasoning_content") or said.get("reasoning") or ""
+            content = said.get("content") or choice.get("text") or ""
+            for place, call in enumerate(said.get("tool_calls") or []):
+                held = self._calls.setdefault(call.get("index", place), {"name": "", "arguments": ""})
+                for part in held:
+                    held[part] += call.get("function", {}).get(part) or ""
+            piece = ""
+            if thought:
+                piece, self._thinking = ("" if self._thinking else "<think>") + thought, True
+            if content and self._thinking:
+                piece, self._thinking = piece + "</think>", False
+            return piece + content
+        except (AttributeError, TypeError) as error:
+            raise _Retry("the reply does not have the form of an OpenAI-compatible server's") from error
+
+    def answer(self, prompt: ChatPrompt, sampling: Sampling, text: str, loop: Loop | None, most: int) -> TextAnswer:
+        """The answer, once its events have ended."""
+        text += "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in self._calls.values())
+        if loop is not None:
+            return TextAnswer(prompt.id, text, "loop", sampling, None, loop)
+        if len(text) > most or self.reason in _CUT:
+            return TextAnswer(prompt.id, text, "length", sampling, self.tokens)
+        if self.reason in _ENDED:
+            return TextAnswer(prompt.id, text, "stop", sampling, self.tokens)
+        if self.reason is None:
+            raise _Retry("the stream ended before the answer did")
+        raise _Refused(f"the server ended the answer for {self.reason!r}")
+
+
+def _failed(prompt: ChatPrompt, sampling: Sampling, sentence: str) -> TextAnswer:
+    return TextAnswer(prompt.id, "", "failed", sampling, error=sentence)
