@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.loops import MINNOW, Agreement, Judged, LoopRates, judge, judge_rollout, rule_flags, with_rules
+from minnow.evaluate.loops import MINNOW, Judged, LoopRates, judge, judge_rollout, rule_flags, with_rules
 from minnow.loops import RULES, Loop, find_loop, find_text_loop
 from minnow.rollout import Rollout, Sampling
 from minnow.tasks import PocketWorld
@@ -107,17 +104,3 @@ def test_rules_are_asked_of_every_answer_and_compared() -> None:
     pair = next(each for each in numbers["agreement"] if each["rules"] == [MINNOW, "antidoom"])
     assert pair == {"rules": [MINNOW, "antidoom"], "both": 1, "only_first": 0, "only_second": 2, "kappa": 0.2}
     assert "rules" not in LoopRates([answered(ROUND)]).as_dict()
-
-
-@pytest.mark.parametrize("length", [1, 4, 6])
-def test_kappa_is_cohens(length: int) -> None:
-    """Against (observed - expected) / (1 - expected), spelled out over the answers."""
-    for first in product([False, True], repeat=length):
-        second = [bool((7 * i + sum(first)) % 3) for i in range(length)]
-        agreement = Agreement.of(first, second)
-        observed = sum(a == b for a, b in zip(first, second, strict=True)) / length
-        expected = sum(a == b for a in first for b in second) / length**2
-        if expected == 1:
-            assert agreement.kappa is None
-        else:
-            assert agreement.kappa == pytest.approx((observed - expected) / (1 - expected))

@@ -167,6 +167,7 @@ def test_odd_answers_are_answers() -> None:
     }
     replies: dict[str, Reply] = {
         "not UTF-8": stream([latin]),
+        "half a pair": stream([event(delta={"content": "a\\ud83db"}, finish_reason="stop").replace(b"\\\\", b"\\")]),
         "empty": spoken(""),
         "empty and cut": spoken("", "length"),
         "not streamed": (200, {"Content-Type": "application/json"}, [json.dumps(whole).encode()]),
@@ -193,6 +194,7 @@ def test_odd_answers_are_answers() -> None:
     call = '<tool_call>{"name": "search", "arguments": "{\\"q\\": 1}"}</tool_call>'
     assert found == {
         "not UTF-8": ("caf\ufffd", "stop"),
+        "half a pair": ("a\ufffdb", "stop"),
         "empty": ("", "stop"),
         "empty and cut": ("", "length"),
         "not streamed": ("at once", "stop"),
@@ -201,7 +203,7 @@ def test_odd_answers_are_answers() -> None:
         "calls": (call, "stop"),
         "is filtered": ("", "failed"),
     }
-    assert answers[3].tokens == 2
+    assert answers[4].tokens == 2
 
 
 def test_an_answer_is_stopped_at_its_loop_when_asked() -> None:

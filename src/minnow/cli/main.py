@@ -30,8 +30,11 @@ COMMANDS: dict[str, Command] = {
     "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
     "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
     "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
-    "loops measure": Command("minnow.cli.loops:measure", "measure how often a model's answers end in a doom loop"),
-    "loops detect": Command("minnow.cli.loops:detect", "find loops in texts by the published rules"),
+    "loops measure": Command(
+        "minnow.cli.loops_measure:measure", "measure how often a model's answers end in a doom loop"
+    ),
+    "loops compare": Command("minnow.cli.loops_compare:compare", "compare two measurements over the same prompts"),
+    "loops detect": Command("minnow.cli.loops:detect", "find loops in texts, by Minnow's verdict or published rules"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),

@@ -105,6 +105,7 @@ class OpenModel:
         runtime: ``"torch"`` or ``"llama.cpp"``.
         context: positions a prompt and its answer may take.
         run: the run it (or the tokenizer of a GGUF file) belongs to.
+        rows: prompts decoded side by side.
     """
 
     path: Path
@@ -113,6 +114,7 @@ class OpenModel:
     tokenizer: Tokenizer
     context: int
     run: RunRecord | None
+    rows: int
 
 
 @contextmanager
@@ -144,7 +146,8 @@ def open_model(
                 f"{facts['vocab_size']} and {facts['eos_id']}; name the folder it was exported from with --tokenizer"
             )
         with LlamaEngine(path, words, threads=threads or 1) as engine:
-            yield OpenModel(path, "llama.cpp", engine, words, facts["context_length"], run_of(path) or run_of(folder))
+            run = run_of(path) or run_of(folder)
+            yield OpenModel(path, "llama.cpp", engine, words, facts["context_length"], run, engine.rows)
         return
     if tokenizer is not None:
         raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
@@ -164,7 +167,7 @@ def open_model(
     else:
         row_bytes = sum(state_bytes(model.config, context).values())
     torch_engine.rows = max(1, min(_MOST_ROWS, _STATE_BUDGET // row_bytes))
-    yield OpenModel(folder, "torch", torch_engine, words, model.config.max_positions, run_of(folder))
+    yield OpenModel(folder, "torch", torch_engine, words, model.config.max_positions, run_of(folder), torch_engine.rows)
 
 
 def _tokenizer_folder(file: Path, given: Path | None) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import RULES, Loop, Rate, diagnose
+from minnow.loops import RULES, Loop, Paired, Rate, diagnose
 from minnow.loops.cause import LOOP
 from minnow.rollout.records import Rollout
 from minnow.tasks import Example
@@ -198,10 +198,7 @@ class LoopRates:
         flags = rule_flags(self.answers)
         if flags:
             out["rules"] = {name: Rate(sum(said), len(said)).as_dict() for name, said in flags.items()}
-            out["agreement"] = [
-                {"rules": [first, second], **Agreement.of(flags[first], flags[second]).as_dict()}
-                for first, second in combinations(flags, 2)
-            ]
+            out["agreement"] = agreement(self.answers)
         return out
 
 
@@ -213,36 +210,16 @@ def rule_flags(answers: Sequence[Judged]) -> dict[str, list[bool]]:
     return {MINNOW: [each.loop is not None for each in answers], **published}
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Two rules over the same answers: how many both call loops, only one of them, and neither."""
-
-    both: int
-    first: int
-    second: int
-    neither: int
-
-    @classmethod
-    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Agreement:
-        counts = Counter(zip(first, second, strict=True))
-        return cls(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
-
-    @property
-    def kappa(self) -> float | None:
-        """Cohen's kappa: agreement beyond that of chance (1 is perfect); None where both say the same of everything."""
-        total = self.both + self.first + self.second + self.neither
-        one, other = self.both + self.first, self.both + self.second
-        chance = (one * other + (total - one) * (total - other)) / total**2 if total else 1.0
-        return None if chance == 1 else ((self.both + self.neither) / total - chance) / (1 - chance)
-
-    def as_dict(self) -> dict[str, Any]:
-        kappa = self.kappa
-        return {
-            "both": self.both,
-            "only_first": self.first,
-            "only_second": self.second,
-            "kappa": kappa if kappa is None else round(kappa, 4),
-        }
+def agreement(answers: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Of every two rules, Minnow's verdict first: what both, one or none of them call a loop, and Cohen's kappa."""
+    flags = rule_flags(answers)
+    out = []
+    for first, second in combinations(flags, 2):
+        table = Paired.of(flags[first], flags[second])
+        counts = {"both": table.both, "only_first": table.first, "only_second": table.second}
+        kappa = table.kappa
+        out.append({"rules": [first, second], **counts, "kappa": None if kappa is None else round(kappa, 4)})
+    return out
 
 
 def loop_examples(answers: Sequence[Judged], most: int = 4) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 Over token ids (:func:`find_loop`, :func:`find_loops`, :class:`LoopWatch`) and over text (:func:`find_text_loop`,
 :func:`find_text_loops`, :class:`TextWatch`); why an output ran to its limit (:func:`diagnose`); published rules for
-comparison (:data:`RULES`, :class:`RuleWatch`); the interval every loop rate is reported with (:class:`Rate`). numpy,
-and C where there is a compiler.
+comparison (:data:`RULES`, :class:`RuleWatch`); the interval every loop rate is reported with (:class:`Rate`) and two
+verdicts on the same things (:class:`Paired`). numpy, and C where there is a compiler.
 """
 
 from minnow.loops.cause import Diagnosis, diagnose
 from minnow.loops.find import Loop, find_loop, find_loops, find_text_loop, find_text_loops
+from minnow.loops.paired import Paired
 from minnow.loops.rate import Rate
 from minnow.loops.rules import (
     RULES,
@@ -26,6 +27,7 @@ __all__ = [
     "Lexicon",
     "Loop",
     "LoopWatch",
+    "Paired",
     "Rate",
     "TextLoop",
     "TextWatch",

@@ -73,7 +73,7 @@ class ServerEngine:
         pause: float = 1.0,
         api_key: str | None = None,
     ) -> None:
-        if not _is_address(url):
+        if not _host(url):
             raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
         if concurrency < 1 or timeout <= 0:
             raise UserError(
@@ -86,6 +86,11 @@ class ServerEngine:
         self.concurrency, self.timeout, self.pause = concurrency, timeout, pause
         self._key = api_key
         self._open = urllib.request.build_opener(_NoRedirects).open
+
+    @staticmethod
+    def is_address(source: str) -> bool:
+        """Whether ``source`` is meant as the address of a server rather than a path."""
+        return source.startswith(("http://", "https://"))
 
     def answers(
         self, prompts: Sequence[ChatPrompt], sampling: Sampling | Sequence[Sampling]
@@ -222,12 +227,12 @@ class ServerEngine:
             yield _parsed(data)
 
 
-def _is_address(url: str) -> bool:
+def _host(url: str) -> str | None:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.hostname if ServerEngine.is_address(url) and parts.port != 0 else None
     except ValueError:
-        return False
+        return None
 
 
 def _whole(response: IO[bytes]) -> Iterable[dict[str, Any]]:
@@ -282,6 +287,8 @@ class _Reply:
     def answer(self, prompt: ChatPrompt, sampling: Sampling, text: str, loop: Loop | None, most: int) -> TextAnswer:
         """The answer, once its events have ended."""
         text += "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in self._calls.values())
+        # Escapes of half a surrogate pair are valid JSON, and no text.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if loop is not None:
             return TextAnswer(prompt.id, text, "loop", sampling, None, loop)
         if len(text) > most or self.reason in _CUT:
