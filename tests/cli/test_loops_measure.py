@@ -72,7 +72,7 @@ def test_a_server_is_measured(run: Run, prompts: Path) -> None:
     loop = find_text_loop(ROUND)
     assert loop is not None and greedy["median_onset"] == round(300 * loop.onset / len(ROUND))
     assert greedy["wasted_of_all"] == round(3 * (300 - greedy["median_onset"]) / (3 * 300 + 7 * 3), 4)
-    assert list(greedy["rules"]) == ["minnow", *RULES] and len(greedy["agreement"]) == 55
+    assert list(greedy["rules"]) == ["minnow", "minnow-watch", *RULES] and len(greedy["agreement"]) == 66
     assert document["sets"] == {str(prompts): document["loops"]}
     assert document["examples"][0]["onset_character"] == loop.onset
     seeds = {(body["temperature"], body["seed"]) for body in server.bodies}

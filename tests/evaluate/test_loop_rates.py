@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.evaluate.loops import MINNOW, Judged, LoopRates, judge, judge_rollout, rule_flags, with_rules
+from minnow.evaluate.loops import MINNOW, WATCH, Judged, LoopRates, judge, judge_rollout, rule_flags, with_rules
 from minnow.loops import RULES, Loop, find_loop, find_text_loop
 from minnow.rollout import Rollout, Sampling
 from minnow.tasks import PocketWorld
@@ -95,12 +95,22 @@ def test_rules_are_asked_of_every_answer_and_compared() -> None:
     texts = [(ROUND, "length"), (ROUND, "stop"), ("A plain answer.", "stop"), ("words " * 12, "length")]
     answers = with_rules([answered(text, reason) for text, reason in texts])
     flags = rule_flags(answers)
-    assert list(flags) == [MINNOW, *RULES] and flags[MINNOW] == [True, False, False, False]
+    assert list(flags) == [MINNOW, WATCH, *RULES] and flags[MINNOW] == [True, False, False, False]
     for name, rule in RULES.items():
         assert flags[name] == [rule(text) is not None for text, _ in texts]
     numbers = LoopRates(answers).as_dict()
     assert numbers["rules"]["antidoom"]["count"] == sum(flags["antidoom"]) == 3
-    assert len(numbers["agreement"]) == 11 * 10 / 2
+    assert len(numbers["agreement"]) == 12 * 11 / 2
     pair = next(each for each in numbers["agreement"] if each["rules"] == [MINNOW, "antidoom"])
     assert pair == {"rules": [MINNOW, "antidoom"], "both": 1, "only_first": 0, "only_second": 2, "kappa": 0.2}
     assert "rules" not in LoopRates([answered(ROUND)]).as_dict()
+
+
+def test_the_watchs_word_is_what_stopping_early_would_count() -> None:
+    """A list that went round and then came to its end: no loop, but a watch would have cut it."""
+    fresh = " ".join(f"word{i}{'abcde'[i % 5]}" for i in range(200))
+    passing = ROUND + " and so on. " + fresh
+    answers = with_rules([answered(text) for text in (ROUND, passing, fresh)])
+    flags = rule_flags(answers)
+    assert flags[MINNOW] == [True, False, False] and flags[WATCH] == [True, True, False]
+    assert LoopRates(answers).as_dict()["rules"][WATCH]["count"] == 2

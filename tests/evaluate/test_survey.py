@@ -87,7 +87,7 @@ def test_rows_hold_answers_verdicts_and_settings(tmp_path: Path) -> None:
     assert kept == {row["id"]: row for row in rows}
     first = judged_of(kept["p0"])
     assert first.loop == find_text_loop(ROUND) and first.cause == "loop" and first.tokens == 9
-    assert first.rules == tuple(name for name, rule in RULES.items() if rule(ROUND) is not None) != ()
+    assert first.rules == ("minnow-watch", *(name for name, rule in RULES.items() if rule(ROUND) is not None))
     assert kept["p1"]["text"] == "half \ud83d" and kept["p1"]["cause"] == "budget"
     assert (kept["p2"]["finish_reason"], kept["p2"]["error"]) == ("failed", "down")
     assert (kept["p3"]["model"], kept["p3"]["seed"], kept["p3"]["max_tokens"]) == ("tiny", 5, 24)

@@ -16,13 +16,15 @@ from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import RULES, Loop, Paired, Rate, diagnose
+from minnow.loops import RULES, Loop, Paired, Rate, TextWatch, diagnose
 from minnow.loops.cause import LOOP
 from minnow.rollout.records import Rollout
 from minnow.tasks import Example
 
-MINNOW = "minnow"
-"""The name of Minnow's own verdict among the rules."""
+MINNOW, WATCH = "minnow", "minnow-watch"
+"""Minnow's own verdict among the rules: on a finished answer, and at any moment while it was written."""
+
+_PIECE = 64  # characters between two looks of the watch
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Judged:
         onset: the token in which the loop begins; of a server's answer in proportion to its characters.
         period: its length in tokens.
         cause: why the answer was cut (:func:`minnow.loops.diagnose`).
-        rules: the published rules that call it a loop, whether it ended or not; None where they were not asked.
+        rules: the published rules that call it a loop, whether it ended or not, and ``WATCH`` where a watch would have
+            stopped it; None where they were not asked.
     """
 
     task: str
@@ -108,8 +111,16 @@ def judge_rollout(tokenizer: Tokenizer, example: Example, rollout: Rollout) -> J
 
 
 def with_rules(answers: Sequence[Judged]) -> list[Judged]:
-    """The answers with every published rule's word on their texts."""
-    return [replace(each, rules=tuple(name for name, rule in RULES.items() if rule(each.text))) for each in answers]
+    """The answers with the word of the watch and of every published rule on their texts."""
+    asked = {WATCH: _would_stop, **RULES}
+    return [replace(each, rules=tuple(name for name, rule in asked.items() if rule(each.text))) for each in answers]
+
+
+def _would_stop(text: str) -> Loop | None:
+    """The first loop that a watch sees in ``text`` as it comes; many answers get out of it again."""
+    watch = TextWatch()
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    return next((loop for loop in map(watch.push, pieces) if loop is not None), None) or watch.finish()
 
 
 @dataclass(frozen=True)
@@ -203,11 +214,11 @@ class LoopRates:
 
 
 def rule_flags(answers: Sequence[Judged]) -> dict[str, list[bool]]:
-    """What Minnow's verdict (first) and every published rule say of each answer; empty where rules were not asked."""
+    """What Minnow's verdict (first), its watch and every published rule say of each answer; empty where not asked."""
     if any(each.rules is None for each in answers):
         return {}
-    published = {name: [name in (each.rules or ()) for each in answers] for name in RULES}
-    return {MINNOW: [each.loop is not None for each in answers], **published}
+    others = {name: [name in (each.rules or ()) for each in answers] for name in (WATCH, *RULES)}
+    return {MINNOW: [each.loop is not None for each in answers], **others}
 
 
 def agreement(answers: Sequence[Judged]) -> list[dict[str, Any]]:

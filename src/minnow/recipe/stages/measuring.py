@@ -48,7 +48,7 @@ class MeasureSettings:
             raise UserError(f"loop_prompts is {self.loop_prompts}; a loop rate needs at least 1 prompt")
 
 
-@stage("measure", MeasureSettings)
+@stage("measure", MeasureSettings, version=2)
 def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     """Task scores and doom-loop rates on the held-out split."""
     settings, started = context.settings, time.perf_counter()
@@ -140,7 +140,7 @@ class MeasureTextSettings:
             Sampling(temperature, self.max_new_tokens)
 
 
-@stage("measure-text", MeasureTextSettings)
+@stage("measure-text", MeasureTextSettings, version=2)
 def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
     """Bits per byte on held-out text, and how often continuations of it loop."""
     settings, started = context.settings, time.perf_counter()
