@@ -238,6 +238,8 @@ def test_measurements_without_prompts_in_common_are_refused(
     cold, warm = measured("cold", (1,)), measured("warm", (1,), "--temperature", "1")
     assert "no prompt, temperature and sample in common" in run("loops", "compare", cold, warm, code=2)
     assert "cannot be read" in run("loops", "compare", cold, tmp_path / "none.jsonl", code=2)
+    (tmp_path / "empty.jsonl").touch()
+    assert "empty.jsonl holds no answers yet" in run("loops", "compare", cold, tmp_path / "empty.jsonl", code=2)
     short = measured("short", (1,), "--max-new-tokens", "99")
     assert main(["loops", "compare", str(cold), str(short)]) == 0
     assert "max_tokens is 512 in" in capsys.readouterr().err

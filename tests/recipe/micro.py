@@ -44,7 +44,7 @@ def training(steps: int, rate: float, **optimizer: Any) -> dict[str, Any]:
 
 def recipe() -> dict[str, Any]:
     """Every stage of recipes/pocket.yaml under its name; a model this small can only loop, which is all it has to."""
-    small = {"examples": 2, "loop_prompts": 8, "max_new_tokens": 96}
+    small = {"examples": 2, "loop_prompts": 8, "max_new_tokens": 256}
     healing = {"muon": False, "weight_decay": 0.0}
     rollouts = {"prompts": 4, "temperatures": [0.0, 1.0, 1.0], "max_new_tokens": 72, "row_length": 256}
     return {

@@ -34,6 +34,7 @@ def compare(
     """
     files = [path / "answers.jsonl" if path.is_dir() else path for path in (first, second)]
     rows, others = ({_asked(row): row for row in read_answers(file)} for file in files)
+    named = [_named(file, each) for file, each in zip(files, (rows, others), strict=True)]
     answered = [{key: row for key, row in each.items() if row["finish_reason"] != FAILED} for each in (rows, others)]
     keys = [key for key in answered[0] if key in answered[1]]
     if not keys:
@@ -43,10 +44,10 @@ def compare(
         )
     pairs = [(answered[0][key], answered[1][key]) for key in keys]
     document: dict[str, Any] = {
-        "first": _named(files[0], rows),
-        "second": _named(files[1], others),
-        "only_in_first": len(rows) - len(keys),
-        "only_in_second": len(others) - len(keys),
+        "first": named[0],
+        "second": named[1],
+        "only_in_first": len(answered[0]) - len(keys),
+        "only_in_second": len(answered[1]) - len(keys),
         "all": _compared(pairs),
         "sets": _grouped(pairs, lambda row: (row["set"], row["temperature"])),
     }
@@ -108,6 +109,11 @@ def _compared_text(document: dict[str, Any]) -> str:
         f"{document[f'only_in_{side}']} answers only {letter} has"
         for letter, side in _SIDES.items()
         if document[f"only_in_{side}"]
+    ]
+    left += [
+        f"{document[side]['failed']} requests of {letter} that failed"
+        for letter, side in _SIDES.items()
+        if document[side]["failed"]
     ]
     lines += [f"Left out: {', '.join(left)}."] if left else []
     return "\n\n".join(lines)

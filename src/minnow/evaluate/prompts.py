@@ -105,11 +105,9 @@ _THINGS = {
 
 def _grid(rng: Random) -> str:
     """Four neighbours, three attributes; clues are added until one arrangement is left, which is checked."""
-    people = rng.sample(_PEOPLE, 4)
     values = {verb: rng.sample(things, 4) for verb, things in _THINGS.items()}
     verbs = list(values)
-    left = list(product(permutations(range(4)), repeat=3))  # per attribute, the value of each house; people the first
-    houses = rng.sample(people, 4)
+    left = list(product(permutations(range(4)), repeat=3))  # of each attribute, the value in every house
     truth = rng.choice(left)
     clues: list[str] = []
     while len(left) > 1:
@@ -128,14 +126,14 @@ def _grid(rng: Random) -> str:
             clue = f"the person {said} does not live next to the one who {named}, and is not the same person"
             kept = [w for w in left if abs(w[one].index(first) - w[other].index(second)) > 1]
         if len(kept) == len(left):
-            # What the clues so far leave open may be the same for every such clue: houses by number break the tie.
+            # Clues about neighbours alone never tell left from right: one that tells nothing new names a house instead.
             clue = f"the person {said} lives in house {house + 1}"
             kept = [w for w in left if w[one][house] == first]
         if len(kept) < len(left):
             clues.append(clue)
             left = kept
     rng.shuffle(clues)
-    row = ", ".join(f"{name} in house {place + 1}" for place, name in enumerate(houses))
+    row = ", ".join(f"{name} in house {place + 1}" for place, name in enumerate(rng.sample(_PEOPLE, 4)))
     facts = " ".join(f"{clue[0].upper()}{clue[1:]}." for clue in clues)
     things = "; ".join(f"one each {verb} {', '.join(sorted(values[verb]))}" for verb in verbs)
     return (
