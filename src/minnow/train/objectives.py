@@ -6,7 +6,7 @@ Each returns sums, so micro-batches of unequal size add up exactly; the loop div
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -154,13 +154,21 @@ class PolicyBatch(SequenceBatch):
 
     advantages: Tensor
 
-    def split(self, rows: int) -> list[PolicyBatch]:
-        """Micro-batches of at most ``rows`` packed rows."""
-        packed = (self.tokens, self.targets, self.documents, self.sequences, self.reference)
-        return [
-            PolicyBatch(tokens, targets, documents, sequences, reference, self.lengths, self.advantages)
-            for tokens, targets, documents, sequences, reference in zip(*(t.split(rows) for t in packed), strict=True)
-        ]
+
+def split_rows(batch: Any, rows: int) -> list[Any]:
+    """Micro-batches of at most ``rows`` packed rows whose losses add up to the batch's.
+
+    A batch whose losses are of whole sequences, which pairs tie together across rows, stays in one piece.
+    """
+    if isinstance(batch, SequenceBatch) and not isinstance(batch, PolicyBatch):
+        return [batch]
+    by_row = {
+        name: value.split(rows)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor) and name not in ("lengths", "advantages")
+    }
+    parts = range(len(by_row["tokens"]))
+    return [replace(batch, **{name: values[i] for name, values in by_row.items()}) for i in parts]
 
 
 @dataclass(frozen=True)

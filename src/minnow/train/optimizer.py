@@ -99,14 +99,17 @@ class Optimizer:
                 total.float().add_(parameter.grad)  # type: ignore[arg-type]
                 for total, parameter in zip(self._sums, self.parameters, strict=True)
             ]
+        self.discard_micro_batch()
+
+    def discard_micro_batch(self) -> None:
+        """Forget gradients that were not collected yet."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def discard(self) -> None:
-        """Forget what was collected."""
+        """Forget what was collected, and what was not."""
         self._sums = None
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.discard_micro_batch()
 
     @torch.no_grad()
     def step(self, rate: float, weight: float) -> float:

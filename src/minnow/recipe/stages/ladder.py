@@ -28,6 +28,7 @@ from minnow.recipe.stages.sources import CHECKPOINT, model_config
 from minnow.recipe.stages.training import TextTrainingSettings, set_threads, text_rows, train
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
+from minnow.train.prefetch import Prefetch
 
 _GRAIN = 32  # widths are multiples of it, for quantisation and fast products
 _FEWEST_STEPS = 10  # of a run: below that, warm-up and decay have no room
@@ -139,7 +140,9 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
             decay=(steps - start) / steps,
             optimizer=replace(text.training.optimizer, learning_rate=rate),
         )
-        trainer = Trainer(model, next_token, lambda step: [loader.batch(step)], schedule, metrics.record, state)
+        trainer = Trainer(
+            model, next_token, Prefetch(lambda step: [loader.batch(step)]), schedule, metrics.record, state
+        )
         # A check makes the trainer save its state at the end, which is where branches start.
         train(trainer, f"{context.name} {name}", metrics, lambda trainer: True)
         return trainer

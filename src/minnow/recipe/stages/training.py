@@ -26,6 +26,7 @@ from minnow.tasks import Example
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 from minnow.train.precision import choose_threads
+from minnow.train.prefetch import Prefetch
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     trainer = Trainer(
         model,
         next_token,
-        lambda step: [loader.batch(step)],
+        Prefetch(lambda step: [loader.batch(step)]),
         settings.training,
         context.record,
         context.state / "train.pt",
@@ -196,7 +197,7 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     trainer = Trainer(
         model,
         next_token,
-        lambda step: [loader.batch(step)],
+        Prefetch(lambda step: [loader.batch(step)]),
         settings.training,
         context.record,
         context.state / "train.pt",
