@@ -86,7 +86,7 @@ def main() -> None:
             train(folder, steps)
             os._exit(0)
         os.close(writing)
-        left = draw.randint(1, 8)
+        left = draw.randint(1, 6)
         with os.fdopen(reading) as lines:
             for line in lines:
                 print(line, end="")

@@ -23,10 +23,11 @@ import torch
 from minnow.data.loader import Batch
 from minnow.errors import UserError
 from minnow.train import guard, loop, state_file
+from minnow.train.batches import Prefetch
 from minnow.train.loop import MAX_BAD_STEPS, Trainer
+from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import split_rows
-from minnow.train.optimizer import Optimizer
-from minnow.train.prefetch import Prefetch
+from minnow.train.optimizer import Optimizer, OptimizerSettings
 
 SCRIPT = Path(__file__).with_name("run_and_die.py")
 
@@ -88,9 +89,9 @@ def test_a_resumed_run_is_bit_identical(
 
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
     """Every step that any of the killed processes made has the loss that the uninterrupted run has."""
-    command = [sys.executable, SCRIPT, tmp_path, "300", "20"]
+    command = [sys.executable, SCRIPT, tmp_path, "200", "20"]
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout.split("\n")
-    trainer, records = toy.make_trainer(tmp_path / "straight", steps=300)
+    trainer, records = toy.make_trainer(tmp_path / "straight", steps=200)
     trainer.run()
     wanted = {str(line["step"]): line["loss"].hex() for line in records}
     made = [line.split() for line in told if " " in line]
@@ -480,3 +481,35 @@ def test_records_hold_what_the_report_reads(tmp_path: Path) -> None:
         "step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds", "tokens_per_second",
     }  # fmt: skip
     assert records[1]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_the_loop_writes_those_that_are_due_and_a_resumed_run_none_twice(tmp_path: Path) -> None:
+    written: list[int] = []
+    trainer, _ = toy.make_trainer(tmp_path, checkpoints=CheckpointSettings(every=3))
+    trainer.run(checkpoint=written.append)
+    trainer.save()
+    resumed, _ = toy.make_trainer(tmp_path, steps=9, checkpoints=CheckpointSettings(every=3))
+    resumed.run(checkpoint=written.append)
+    assert written == [3, 6, 9]
+
+
+def test_the_moving_average_follows_the_weights(tmp_path: Path) -> None:
+    """Against the definition in float64; the masters are those of a run without it, and a resume goes on with it."""
+    settings = OptimizerSettings(learning_rate=1e-2, ema=0.8)
+    plain, _ = toy.make_trainer(tmp_path / "plain", optimizer=replace(settings, ema=0.0))
+    trainer, _ = toy.make_trainer(tmp_path / "ema", optimizer=settings)
+    wanted = [master.double() for master in plain.optimizer.masters]
+    for _ in range(8):
+        plain._step()
+        wanted = [0.8 * w + 0.2 * m.double() for w, m in zip(wanted, plain.optimizer.masters, strict=True)]
+    for _ in range(4):
+        trainer._step()
+    trainer.save()
+    resumed, _ = toy.make_trainer(tmp_path / "ema", optimizer=settings)
+    for _ in range(4):
+        resumed._step()
+    for mine, theirs in zip(resumed.optimizer.averaged().values(), wanted, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, atol=1e-6, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.optimizer.masters, plain.optimizer.masters, strict=True))
+    assert not torch.equal(resumed.optimizer.averaged()["embedding"], resumed.optimizer.weights()["embedding"])
+    assert torch.equal(plain.optimizer.averaged()["embedding"], plain.optimizer.weights()["embedding"])

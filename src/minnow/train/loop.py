@@ -17,10 +17,11 @@ from minnow.errors import UserError
 from minnow.model.language_model import LanguageModel
 from minnow.progress import say
 from minnow.train.guard import MAX_SPIKES, SpikeGuard
+from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype, out_of_memory
-from minnow.train.schedule import SCHEDULES
+from minnow.train.schedule import DECAY_SHAPES, SCHEDULES
 from minnow.train.state_file import StateFile
 
 MAX_BAD_STEPS = 10
@@ -36,6 +37,7 @@ class TrainSettings:
 
     Attributes:
         warmup, decay: shares of ``steps`` (see :mod:`minnow.train.schedule`).
+        decay_shape: of ``wsd``'s decay: linear, cosine, 1-sqrt or exponential.
         spike: a step whose loss lies so many median absolute deviations above the recent median is left out; 0 for
             objectives whose loss has no level (see :mod:`minnow.train.guard`).
         save_seconds: wall time between saves of the training state.
@@ -46,13 +48,17 @@ class TrainSettings:
     schedule: str = "wsd"
     warmup: float = 0.02
     decay: float = 0.4
+    decay_shape: str = "linear"
     spike: float = 15.0
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     save_seconds: float = 60.0
     log_every: int = 10
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UserError(f"there is no schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
+        if self.decay_shape not in DECAY_SHAPES:
+            raise UserError(f"there is no decay_shape {self.decay_shape!r}; use one of {', '.join(DECAY_SHAPES)}")
         if self.steps < 1 or self.log_every < 1:
             raise UserError(f"steps is {self.steps} and log_every {self.log_every}; training needs at least 1 of each")
         if self.spike < 0:
@@ -115,7 +121,7 @@ class Trainer:
         self.skipped_batches = 0
         """Steps' worth of data that a return to an earlier state has passed over."""
         self._most_tokens: int | None = None  # in a micro-batch, once a larger one did not fit the memory
-        self._checked, self._stopped = -1, False
+        self._checked, self._written, self._stopped = -1, -1, False
         self._bad_steps, self._rollbacks = 0, 0
         self._guard = SpikeGuard(settings.spike)
         self._file = StateFile(state_file)
@@ -127,6 +133,7 @@ class Trainer:
         self,
         check: Callable[[Trainer], bool] | None = None,
         check_every: int = 0,
+        checkpoint: Callable[[int], None] | None = None,
         progress: Callable[[int, str], None] = lambda advanced, note: None,
     ) -> None:
         """Train to the last step.
@@ -134,6 +141,8 @@ class Trainer:
         Args:
             check: called before the first step, after every ``check_every`` steps and at the end; False stops early.
                 A resumed run makes up for a check that was due and did not finish.
+            checkpoint: writes a checkpoint for others than this trainer; called with the steps that
+                ``settings.checkpoints`` names.
             progress: called with the steps just done (below 0 after a return to an earlier state) and a short note.
 
         Raises:
@@ -147,6 +156,9 @@ class Trainer:
         try:
             while True:
                 step = self.done_steps
+                if checkpoint and self.settings.checkpoints.due(step) and self._written != step:
+                    checkpoint(step)
+                    self._written = step
                 due = step in (0, total) or (check_every and step % check_every == 0)
                 if check and due and self._checked != step:
                     self._stopped = not check(self)
@@ -174,8 +186,9 @@ class Trainer:
         sums = _Sums()
         for batch in self.batches(step + self.skipped_batches):
             self._backward(batch, sums)
-        multiplier = SCHEDULES[settings.schedule](step, settings.steps, settings.warmup, settings.decay)
-        rate = settings.optimizer.learning_rate * multiplier
+        rate = settings.optimizer.learning_rate * SCHEDULES[settings.schedule](
+            step, settings.steps, settings.warmup, settings.decay, settings.decay_shape
+        )
         with _all_or_nothing():
             loss = sums.loss / sums.weight if sums.weight else math.nan
             limit = self._guard.limit
@@ -277,6 +290,7 @@ class Trainer:
             "seconds": self.seconds,
             "last_loss": self.last_loss,
             "checked": self._checked,
+            "written": self._written,
             "stopped": self._stopped,
             "skipped_batches": self.skipped_batches,
             "most_tokens": self._most_tokens,
@@ -293,7 +307,7 @@ class Trainer:
             self.optimizer.restore(state["optimizer"])
             self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.last_loss, self.notes = state["last_loss"], state["notes"]
-            self._checked, self._stopped = state["checked"], state["stopped"]
+            self._checked, self._written, self._stopped = state["checked"], state["written"], state["stopped"]
             self.skipped_batches, self._most_tokens = state["skipped_batches"], state["most_tokens"]
             self._guard.restore(state["guard"])
         except Exception as error:

@@ -25,10 +25,10 @@ from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import named_inputs, stage
 from minnow.recipe.schema import ModelSettings
 from minnow.recipe.stages.sources import CHECKPOINT, model_config
-from minnow.recipe.stages.training import TextTrainingSettings, set_threads, text_rows, train
+from minnow.recipe.stages.training import TextTrainingSettings, set_threads, settled, text_rows, train
+from minnow.train.batches import Prefetch
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
-from minnow.train.prefetch import Prefetch
 
 _GRAIN = 32  # widths are multiples of it, for quantisation and fast products
 _FEWEST_STEPS = 10  # of a run: below that, warm-up and decay have no room
@@ -57,6 +57,8 @@ class LadderSettings:
             raise UserError(f"ratios are {list(self.ratios)}; give positive, rising numbers of tokens per parameter")
         if not 0 < self.text.training.decay <= 1:
             raise UserError(f"decay is {self.text.training.decay:g}; a branch needs a share above 0 and up to 1")
+        if self.text.ramp.steps:
+            raise UserError("the runs of a ladder share a trunk of equal steps; leave ramp out")
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
             decay=(steps - start) / steps,
             optimizer=replace(text.training.optimizer, learning_rate=rate),
         )
+        schedule = settled(context, schedule, model, text.rows * text.row_length)
         trainer = Trainer(
             model, next_token, Prefetch(lambda step: [loader.batch(step)]), schedule, metrics.record, state
         )

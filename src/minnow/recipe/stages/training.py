@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,21 @@ from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
-from minnow.model.checkpoint import load_checkpoint, save_checkpoint
+from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.model.language_model import LanguageModel
+from minnow.posttrain.merge import soup
 from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples, training_text
 from minnow.tasks import Example
+from minnow.train.batches import Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
+from minnow.train.milestones import newest, write_checkpoint
 from minnow.train.objectives import next_token
-from minnow.train.precision import choose_threads
-from minnow.train.prefetch import Prefetch
+from minnow.train.optimizer import choose_muon, muon_cost
+from minnow.train.precision import choose_threads, compute_dtype
+from minnow.train.schedule import Ramp
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class TextTrainingSettings:
         documents: generated documents (pocket world); a text corpus is read whole.
         row_length: tokens in a packed row.
         rows: rows per step.
+        ramp: smaller batches and shorter rows at first.
         held_out_rows: rows of held-out text that are measured every ``measure_every`` steps.
     """
 
@@ -60,12 +66,14 @@ class TextTrainingSettings:
     documents: int = 20_000
     row_length: int = 256
     rows: int = 32
+    ramp: Ramp = field(default_factory=Ramp)
     measure_every: int = 50
     held_out_rows: int = 64
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
 
     def __post_init__(self) -> None:
         _check_batch(self.row_length, self.rows)
+        self.ramp.check(self.rows, self.row_length)
 
 
 def _check_batch(row_length: int, rows: int) -> None:
@@ -75,13 +83,24 @@ def _check_batch(row_length: int, rows: int) -> None:
         )
 
 
+def settled(context: StageContext[Any], training: TrainSettings, model: LanguageModel, tokens: int) -> TrainSettings:
+    """``training`` with its optimiser chosen for steps of ``tokens`` tokens; says which where the choice was left."""
+    optimizer = choose_muon(training.optimizer, model, tokens)
+    if training.optimizer.muon == "auto":
+        name = "Muon for matrices" if optimizer.muon else "AdamW"
+        say(f"{context.name}: {name} (Muon costs {muon_cost(model, tokens):.0%} of a step's other products)")
+    return replace(training, optimizer=optimizer)
+
+
 def set_threads(context: StageContext[Any], device: torch.device | str = "cpu") -> None:
     """Give torch the recipe's threads, or the fastest number of them; say so, and which kernels ``device`` has."""
     threads = choose_threads(context.recipe.threads)
     say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe(device)}")
 
 
-def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0) -> None:
+def train(
+    trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0, checkpoint: Any = None
+) -> None:
     """Run a trainer under a progress bar; ``metrics`` are those that it records."""
     # Without a saved state even what was measured before the first step comes again.
     metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
@@ -91,7 +110,7 @@ def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, che
             bar.advance(steps)
             bar.note(note)
 
-        trainer.run(check, check_every, progress)
+        trainer.run(check, check_every, checkpoint, progress)
 
 
 def train_stage(
@@ -101,10 +120,20 @@ def train_stage(
     check: Any = None,
     check_every: int = 0,
 ) -> dict[str, Any]:
-    """Run a trainer under the stage's progress bar and save its checkpoint."""
+    """Run a trainer under the stage's progress bar and save its checkpoint, averaged where the settings say so."""
     set_threads(context, next(trainer.model.parameters()).device)
-    train(trainer, context.name, context.metrics, check, check_every)
-    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, trainer.optimizer.weights())
+    kept, settings = context.folder / "checkpoints", trainer.settings.checkpoints
+
+    def checkpoint(step: int) -> None:
+        weights = trainer.optimizer.averaged()
+        write_checkpoint(lambda folder: save_checkpoint(trainer.model, save_as, folder, weights), kept, step, settings)
+
+    train(trainer, context.name, context.metrics, check, check_every, checkpoint)
+    weights = trainer.optimizer.averaged()
+    if settings.average:
+        last = [folder for _, folder in newest(kept)[-settings.average :]]
+        weights = soup([load_model(folder).state_dict() for folder in last]) if last else weights
+    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, weights)
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": trainer.done_steps,
@@ -137,14 +166,19 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     settings = context.settings
     words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
     packed, measured = text_rows(context, settings, words, context.seed)
-    loader = Loader(packed, settings.rows, context.seed)
+    ramp = settings.ramp
+    loader = (
+        RampedLoader(packed, settings.rows, context.seed, ramp)
+        if ramp.steps
+        else Loader(packed, settings.rows, context.seed)
+    )
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
     trainer = Trainer(
         model,
         next_token,
         Prefetch(lambda step: [loader.batch(step)]),
-        settings.training,
+        settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
     )
@@ -156,6 +190,9 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
         return True
 
     result = train_stage(context, trainer, words, check if len(measured.tokens) else None, settings.measure_every)
+    if len(measured.tokens) and (settings.training.optimizer.ema or settings.training.checkpoints.average):
+        averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
+        trainer.notes.update(held_out_loss(averaged, measured, words))
     unique = int(np.count_nonzero(packed.documents))
     return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
 
@@ -198,7 +235,7 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
         model,
         next_token,
         Prefetch(lambda step: [loader.batch(step)]),
-        settings.training,
+        settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
     )
