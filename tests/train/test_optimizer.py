@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minnow.model.backbone import Backbone
-from minnow.train.optimizer import Optimizer, OptimizerSettings, choose_muon, muon_cost, orthogonalise
+from minnow.train.optimizer import MUON_SHARE, Optimizer, OptimizerSettings, choose_muon, muon_cost, orthogonalise
 
 
 class Table(nn.Module):
@@ -131,7 +131,7 @@ def test_muon_is_chosen_by_what_it_costs(make_model: Callable[..., Backbone]) ->
     weights = sum(weight.numel() for weight in parameters.values() if weight.dim() >= 2)
     assert muon_cost(model, tokens) == pytest.approx(counter.get_total_flops() / (6 * weights * tokens))
     auto = OptimizerSettings()
-    enough = math.ceil(muon_cost(model, 1) * 3)
+    enough = math.ceil(muon_cost(model, 1) / MUON_SHARE)
     assert choose_muon(auto, model, enough).muon is True and choose_muon(auto, model, enough // 2).muon is False
     for said in (True, False):
         assert choose_muon(OptimizerSettings(muon=said), model, 1).muon is said

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
+from minnow.train import vocabulary
 
 
 class TokenBatch(Protocol):
@@ -41,7 +42,7 @@ def next_token(model: LanguageModel, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
-    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
+    total = vocabulary.cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
 
 
@@ -115,7 +116,7 @@ def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     """Log-probability of every target, ``[rows, T]`` float32, zero where nothing is trained."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
-    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
+    flat = vocabulary.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return flat.view(batch.targets.shape)
 
 

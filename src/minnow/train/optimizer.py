@@ -41,7 +41,7 @@ class OptimizerSettings:
             raise UserError(f"ema is {self.ema:g}; use a decay below 1, such as 0.999, or 0 for no average")
 
 
-MUON_SHARE = 1 / 3
+MUON_SHARE = 0.25
 """Of a step's other products, what Muon's own may cost and still pay: see docs/training.md."""
 
 

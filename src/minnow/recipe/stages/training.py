@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from minnow.data.loader import Loader
+from minnow.data.loader import Batch, Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.errors import UserError
@@ -28,7 +28,7 @@ from minnow.tasks import Example
 from minnow.train.batches import Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.milestones import newest, write_checkpoint
-from minnow.train.objectives import next_token
+from minnow.train.objectives import Objective, next_token
 from minnow.train.optimizer import choose_muon, muon_cost
 from minnow.train.precision import choose_threads, compute_dtype
 from minnow.train.schedule import Ramp
@@ -163,7 +163,18 @@ def text_rows(
 @stage("pretrain", TextTrainingSettings)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     """Next-token training from random weights."""
-    settings = context.settings
+    return train_on_text(context, next_token, lambda packed: lambda step, batch: batch)
+
+
+def train_on_text(
+    context: StageContext[Any], objective: Objective, prepare: Callable[[Packed], Callable[[int, Batch], Any]]
+) -> dict[str, Any]:
+    """Train a new model on the recipe's text, measuring on held-out rows.
+
+    Args:
+        prepare: from the packed corpus to what makes ``objective``'s batch of a step's rows.
+    """
+    settings: TextTrainingSettings = context.settings
     words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
     packed, measured = text_rows(context, settings, words, context.seed)
     ramp = settings.ramp
@@ -174,10 +185,11 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     )
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
+    made = prepare(packed)
     trainer = Trainer(
         model,
-        next_token,
-        Prefetch(lambda step: [loader.batch(step)]),
+        objective,
+        Prefetch(lambda step: [made(step, loader.batch(step))]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
