@@ -80,7 +80,11 @@ def test_a_teacher_that_is_certain_gives_finite_numbers() -> None:
     student = teacher.float().requires_grad_()
     value = divergence(student, *answers(teacher, 4), 2.0)
     (gradient,) = torch.autograd.grad(value.sum(), student)
-    assert value.isfinite().all() and gradient.isfinite().all() and float(value.detach().sum()) == pytest.approx(0.0, abs=1e-5)
+    assert (
+        value.isfinite().all()
+        and gradient.isfinite().all()
+        and float(value.detach().sum()) == pytest.approx(0.0, abs=1e-5)
+    )
 
 
 def rows_of(seed: int, rows: int, length: int = 16) -> Batch:
