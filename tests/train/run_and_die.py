@@ -1,14 +1,18 @@
-"""Train the toy of test_loop.py; with a step as second argument, die there as kill -9 would.
+"""Train the toy of test_loop.py, and be killed while doing so.
 
-Run as a script: ``run_and_die.py FOLDER [STEP]``. Prints the weights' digest when the last step is done.
+Run as a script: ``run_and_die.py FOLDER STEPS KILLS``. Forks a process that trains, kills it (SIGKILL) after a few of its
+steps, forks another that goes on, and so KILLS times; the last one trains to the end. Prints a line ``step loss`` for
+every step that any of them made, the loss in hexadecimal, a line ``killed`` for each kill, and the digest at the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +62,41 @@ def digest(trainer: Trainer) -> str:
     return hashlib.sha256(b"".join(t.detach().float().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def main() -> None:
-    folder, last = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else -1
+def train(folder: Path, steps: int) -> None:
+    """Go on with the run in ``folder``, telling every step."""
+    trainer, _ = make_trainer(folder, steps, save_seconds=0.02)
 
-    def dying(step: int) -> list[Batch]:
-        if step == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return batches(step)
+    def tell(step: int, loss: float, **line: Any) -> None:
+        print(step, loss.hex(), flush=True)
 
-    trainer, _ = make_trainer(folder, batches=dying)
-    print(trainer.done_steps)
+    trainer.record = tell
     trainer.run()
-    print(digest(trainer))
+    trainer.save()
+    print(digest(trainer), flush=True)
+
+
+def main() -> None:
+    folder, steps, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    draw = random.Random(0)
+    for life in range(kills + 1):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.dup2(writing, 1)
+            train(folder, steps)
+            os._exit(0)
+        os.close(writing)
+        left = draw.randint(1, 6)
+        with os.fdopen(reading) as lines:
+            for line in lines:
+                print(line, end="")
+                left -= 1
+                if not left and life < kills:
+                    time.sleep(draw.uniform(0, 0.01))  # wherever that is: in a pass, in the update, in a save
+                    os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            print("killed", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +22,12 @@ import torch
 
 from minnow.data.loader import Batch
 from minnow.errors import UserError
-from minnow.train import loop
+from minnow.train import guard, loop, state_file
+from minnow.train.batches import Prefetch
 from minnow.train.loop import MAX_BAD_STEPS, Trainer
-from minnow.train.optimizer import Optimizer
+from minnow.train.milestones import CheckpointSettings
+from minnow.train.objectives import split_rows
+from minnow.train.optimizer import Optimizer, OptimizerSettings
 
 SCRIPT = Path(__file__).with_name("run_and_die.py")
 
@@ -80,18 +87,18 @@ def test_a_resumed_run_is_bit_identical(
     assert toy.digest(second) == toy.digest(straight)
 
 
-def test_kill_9_and_rerun_gives_the_same_weights(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, SCRIPT, *arguments], check=False, capture_output=True, text=True, timeout=120
-        )
-
-    killed = run(str(tmp_path), "5")
-    assert killed.returncode == -signal.SIGKILL
-    start, resumed = run(str(tmp_path)).stdout.split()
-    trainer, _ = toy.make_trainer(tmp_path / "straight")
+def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
+    """Every step that any of the killed processes made has the loss that the uninterrupted run has."""
+    command = [sys.executable, SCRIPT, tmp_path, "200", "20"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout.split("\n")
+    trainer, records = toy.make_trainer(tmp_path / "straight", steps=200)
     trainer.run()
-    assert start == "5" and resumed == toy.digest(trainer)
+    wanted = {str(line["step"]): line["loss"].hex() for line in records}
+    made = [line.split() for line in told if " " in line]
+    assert told.count("killed") == 20
+    assert {step for step, _ in made} == set(wanted)
+    assert [(step, loss) for step, loss in made if loss != wanted[step]] == []
+    assert told[-2] == toy.digest(trainer)
 
 
 @pytest.mark.parametrize("place", ["between micro-batches", "in the update", "in a check"])
@@ -197,7 +204,14 @@ def of_another_model(file: Path) -> None:
     torch.save(state, file)
 
 
+def one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
 DAMAGE = {
+    "one bit": one_bit,
     "cut short": cut_short,
     "empty": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_text("not a state"),
@@ -216,20 +230,54 @@ def test_a_damaged_state_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_keeps_the_earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 4 KiB: the system itself refuses the write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_full_disk_keeps_the_earlier_state(tmp_path: Path, aside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "SLOW_SECONDS", 0.0 if aside else 1e9)
     trainer, _ = toy.make_trainer(tmp_path)
     trainer.save()
     before = (tmp_path / "train.pt").read_bytes()
-
-    def full(state: Any, file: Path) -> None:
-        file.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="free some space"):
+    with full_disk(), pytest.raises(UserError, match="train.pt: .*free some space") as caught:
         trainer.run()
+    assert "\n" not in str(caught.value)
     assert (tmp_path / "train.pt").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["train.pt"]
+
+
+def test_a_state_written_aside_is_of_the_step_that_asked_for_it(
+    tmp_path: Path, straight: tuple[str, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is held up until the step after has changed every weight."""
+    monkeypatch.setattr(state_file, "SLOW_SECONDS", 0.0)
+    write, moved = state_file._write, threading.Event()
+
+    def late(path: Path, state: dict[str, Any]) -> None:
+        moved.wait(None if threading.current_thread() is not threading.main_thread() else 0)
+        write(path, state)
+
+    monkeypatch.setattr(state_file, "_write", late)
+    trainer, _ = toy.make_trainer(tmp_path)
+    trainer._step()
+    trainer.save()
+    trainer._step()
+    trainer.save(wait=False)
+    trainer._step()
+    moved.set()
+    trainer._file.finish()
+    resumed, _ = toy.make_trainer(tmp_path)
+    assert resumed.done_steps == 2
+    resumed.run()
+    assert toy.digest(resumed) == straight[0]
 
 
 def test_divergence_ends_in_a_sentence_with_the_last_sound_weights(tmp_path: Path) -> None:
@@ -250,6 +298,152 @@ def test_divergence_ends_in_a_sentence_with_the_last_sound_weights(tmp_path: Pat
     while sound.done_steps < 3:
         sound._step()
     assert toy.digest(trainer) == toy.digest(sound)
+
+
+def spiking(trainer: Trainer, bad: Callable[[int], bool]) -> None:
+    """Make the loss of some steps, by their number, fifty times what it is."""
+    objective = trainer.objective
+
+    def jumping(model: Any, batch: Batch) -> Any:
+        loss = objective(model, batch)
+        if bad(trainer.done_steps + trainer.skipped_batches):
+            loss.total = loss.total * 50
+        return loss
+
+    trainer.objective = jumping
+
+
+def test_a_loss_spike_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the step's batches had been empty, but for the optimiser's rates."""
+    monkeypatch.setattr(guard, "WINDOW", 6)
+    trainer, records = toy.make_trainer(tmp_path, steps=12)
+    spiking(trainer, lambda step: step in (2, 8))
+    trainer.run()
+    assert [line["step"] for line in records if "skipped_loss" in line] == [9]  # step 2: no level was known yet
+    assert "step 9 left out" in capsys.readouterr().err
+    other, _ = toy.make_trainer(tmp_path / "other", steps=12, batches=lambda s: [] if s == 8 else toy.batches(s))
+    spiking(other, lambda step: step == 2)
+    other.run()
+    assert toy.digest(trainer) == toy.digest(other)
+
+
+def test_spikes_in_a_row_go_back_to_the_saved_state_and_on_with_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guard, "WINDOW", 6)
+    read: list[int] = []
+
+    def batches(step: int) -> list[Batch]:
+        read.append(step)
+        return toy.batches(step)
+
+    trainer, records = toy.make_trainer(tmp_path, steps=20, batches=batches)
+    spiking(trainer, lambda step: 10 <= step < 15)
+    trainer.run()
+    assert read == [*range(15), *range(15, 25)] and trainer.done_steps == 20
+    back = next(line for line in records if "skipped_batches" in line)
+    assert (back["step"], back["skipped_batches"]) == (10, 5)
+    assert "back to step 10" in capsys.readouterr().err
+    other, _ = toy.make_trainer(tmp_path / "other", steps=20, batches=lambda s: toy.batches(s if s < 10 else s + 5))
+    other.run()
+    assert toy.digest(trainer) == toy.digest(other)
+    trainer.save()
+    resumed, _ = toy.make_trainer(tmp_path, steps=20)
+    assert resumed.skipped_batches == 5
+
+
+def test_a_loss_that_never_comes_down_again_ends_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WINDOW", 6)
+    trainer, _ = toy.make_trainer(tmp_path, steps=99)
+    spiking(trainer, lambda step: step >= 10)
+    with pytest.raises(UserError, match="after 3 returns to an earlier state; lower learning_rate"):
+        trainer.run()
+    sound, _ = toy.make_trainer(tmp_path, steps=99)
+    assert sound.done_steps == 10
+
+
+def test_the_guard_leaves_a_falling_and_a_noisy_loss_alone() -> None:
+    draw = random.Random(0)
+    judge = guard.SpikeGuard(15.0)
+    assert all(judge.passes(2.0 + 5.0 * 0.99**step + draw.gauss(0.0, 0.1)) for step in range(2000))
+    assert not judge.passes(4.0) and judge.spikes == 1
+    assert judge.passes(2.1) and judge.spikes == 0
+    flat = guard.SpikeGuard(15.0)
+    assert all(flat.passes(2.0) for _ in range(200)) and flat.passes(2.1) and not flat.passes(2.2)
+
+
+@pytest.mark.parametrize("held", ["torch.OutOfMemoryError", "the CPU allocator's error"])
+def test_out_of_memory_halves_the_micro_batch(
+    tmp_path: Path, held: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of the backward pass; the result is that of the smaller batches from the start."""
+    sizes: list[int] = []
+
+    def crowded(trainer: Trainer) -> None:
+        objective = trainer.objective
+
+        def limited(model: Any, batch: Batch) -> Any:
+            sizes.append(len(batch.tokens))
+            loss = objective(model, batch)
+            if len(batch.tokens) > 2:
+                loss.total.backward(retain_graph=True)
+                if held.startswith("torch"):
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                torch.empty(1 << 60)
+            return loss
+
+        trainer.objective = limited
+
+    def big(step: int) -> list[Batch]:
+        one, other = toy.batches(step), toy.batches(step + 100)
+        fields = ("tokens", "targets", "documents")
+        return [Batch(*(torch.cat([getattr(part, name) for part in [*one, *other]]) for name in fields))]
+
+    trainer, records = toy.make_trainer(tmp_path, batches=big)
+    crowded(trainer)
+    trainer.run()
+    assert sizes == [8, 4, 2, 2, 2, 2] + [2, 2, 2, 2] * 7
+    assert "at most 2 rows" in capsys.readouterr().err
+    small, wanted = toy.make_trainer(tmp_path / "small", batches=lambda step: split_rows(big(step)[0], 2))
+    small.run()
+    assert losses(records) == losses(wanted) and toy.digest(trainer) == toy.digest(small)
+    resumed, _ = toy.make_trainer(tmp_path, batches=big)
+    sizes.clear()
+    crowded(resumed)
+    resumed.settings = replace(resumed.settings, steps=9)
+    resumed.run()
+    assert max(sizes) == 2
+
+
+def test_a_row_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
+    trainer, _ = toy.make_trainer(tmp_path)
+
+    def full(model: Any, batch: Batch) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.objective = full
+    with pytest.raises(UserError, match="not enough for 1 row of 16 tokens"):
+        trainer.run()
+
+
+def test_prefetched_batches_are_those_of_their_step() -> None:
+    """Also after a jump, and an error comes out at its own step."""
+    threads: set[str] = set()
+
+    def made(step: int) -> list[int]:
+        threads.add(threading.current_thread().name)
+        if step == 7:
+            raise UserError("the source ran dry")
+        return [step]
+
+    source = Prefetch(made)
+    assert [source(step) for step in (0, 1, 2, 5, 6, 3)] == [[0], [1], [2], [5], [6], [3]]
+    with pytest.raises(UserError, match="ran dry"):
+        source(7)
+    assert source(8) == [8]
+    assert len(threads) == 1 and threading.current_thread().name not in threads
 
 
 def test_micro_batches_give_the_update_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +481,35 @@ def test_records_hold_what_the_report_reads(tmp_path: Path) -> None:
         "step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds", "tokens_per_second",
     }  # fmt: skip
     assert records[1]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_the_loop_writes_those_that_are_due_and_a_resumed_run_none_twice(tmp_path: Path) -> None:
+    written: list[int] = []
+    trainer, _ = toy.make_trainer(tmp_path, checkpoints=CheckpointSettings(every=3))
+    trainer.run(checkpoint=written.append)
+    trainer.save()
+    resumed, _ = toy.make_trainer(tmp_path, steps=9, checkpoints=CheckpointSettings(every=3))
+    resumed.run(checkpoint=written.append)
+    assert written == [3, 6, 9]
+
+
+def test_the_moving_average_follows_the_weights(tmp_path: Path) -> None:
+    """Against the definition in float64; the masters are those of a run without it, and a resume goes on with it."""
+    settings = OptimizerSettings(learning_rate=1e-2, ema=0.8)
+    plain, _ = toy.make_trainer(tmp_path / "plain", optimizer=replace(settings, ema=0.0))
+    trainer, _ = toy.make_trainer(tmp_path / "ema", optimizer=settings)
+    wanted = [master.double() for master in plain.optimizer.masters]
+    for _ in range(8):
+        plain._step()
+        wanted = [0.8 * w + 0.2 * m.double() for w, m in zip(wanted, plain.optimizer.masters, strict=True)]
+    for _ in range(4):
+        trainer._step()
+    trainer.save()
+    resumed, _ = toy.make_trainer(tmp_path / "ema", optimizer=settings)
+    for _ in range(4):
+        resumed._step()
+    for mine, theirs in zip(resumed.optimizer.averaged().values(), wanted, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, atol=1e-6, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.optimizer.masters, plain.optimizer.masters, strict=True))
+    assert not torch.equal(resumed.optimizer.averaged()["embedding"], resumed.optimizer.weights()["embedding"])
+    assert torch.equal(plain.optimizer.averaged()["embedding"], plain.optimizer.weights()["embedding"])

@@ -22,6 +22,7 @@ from minnow.train.objectives import (
     completion_log_probs,
     next_token,
     pack_sequences,
+    split_rows,
 )
 
 token_lists = st.lists(st.integers(14, 511), min_size=1, max_size=9)
@@ -204,7 +205,7 @@ def test_micro_batches_of_unequal_size_add_up(make_model: Callable[..., Backbone
     model = make_model()
     prompts, completions = drawn(9)
     whole = policy_batch(prompts, completions, references(completions), [(-1.0) ** i for i in range(9)], 20)
-    parts = whole.split(2)
+    parts = split_rows(whole, 2)
     assert len({len(part.tokens) for part in parts}) == 2, "the last micro-batch is smaller"
     for objective in (PolicyGradient(kl=0.1), next_token):
         total, weight, gradients = gradients_of(model, objective, [whole])

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from minnow.model.backbone import Backbone
-from minnow.train.optimizer import Optimizer, OptimizerSettings, orthogonalise
+from minnow.train.optimizer import MUON_SHARE, Optimizer, OptimizerSettings, choose_muon, muon_cost, orthogonalise
 
 
 class Table(nn.Module):
@@ -117,6 +118,23 @@ def test_orthogonalise_brings_singular_values_near_one(
     assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3
     along = u.mT @ out @ v.mT
     torch.testing.assert_close(along, torch.diag_embed(along.diagonal(dim1=1, dim2=2)), atol=1e-3, rtol=0)
+
+
+def test_muon_is_chosen_by_what_it_costs(make_model: Callable[..., Backbone]) -> None:
+    """The cost is what torch counts while it orthogonalises and while the model's matrices are used."""
+    model, tokens = make_model(), 4096
+    parameters = dict(model.named_parameters())
+    with FlopCounterMode(display=False) as counter:
+        for name, sizes in model.matrices().items():
+            for rows in sizes:
+                orthogonalise(torch.ones(1, rows, parameters[name].shape[1]))
+    weights = sum(weight.numel() for weight in parameters.values() if weight.dim() >= 2)
+    assert muon_cost(model, tokens) == pytest.approx(counter.get_total_flops() / (6 * weights * tokens))
+    auto = OptimizerSettings()
+    enough = math.ceil(muon_cost(model, 1) / MUON_SHARE)
+    assert choose_muon(auto, model, enough).muon is True and choose_muon(auto, model, enough // 2).muon is False
+    for said in (True, False):
+        assert choose_muon(OptimizerSettings(muon=said), model, 1).muon is said
 
 
 def test_orthogonalise_leaves_zero_zero() -> None:

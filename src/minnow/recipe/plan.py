@@ -25,7 +25,7 @@ from minnow.model.kernels.reference import CHUNK_LOGITS
 from minnow.progress import duration, quantity
 from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.recipe.schema import Recipe, StageSpec
-from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step
+from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step, takes_muon
 from minnow.train.loop import TrainSettings
 from minnow.train.precision import compute_dtype
 
@@ -52,7 +52,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     total = sum(parts.values())
     process = peak_rss_bytes()
     trained = [spec for spec in recipe.stages.values() if _trains_on_text(spec)]
-    shapes = {_step_shape(spec) for spec in trained}
+    shapes = {_step_shape(spec, config) for spec in trained}
     memory = {shape: training_memory(config, *shape) for shape in shapes}
     with _threads(recipe.threads) as threads:
         times = {
@@ -65,7 +65,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             for shape in shapes
         }
     stages: list[dict[str, Any]] = [
-        _stage(spec, config, total, memory[_step_shape(spec)], process, times[_step_shape(spec)])
+        _stage(spec, config, total, memory[shape := _step_shape(spec, config)], process, times[shape])
         if _trains_on_text(spec)
         else {"stage": spec.name, "kind": spec.kind, "estimated": False, "reason": _reason(spec)}
         for spec in recipe.stages.values()
@@ -167,9 +167,10 @@ def _trains_on_text(spec: StageSpec) -> bool:
     return all(hasattr(spec.settings, name) for name in ("training", "rows", "row_length"))
 
 
-def _step_shape(spec: StageSpec) -> tuple[int, int, bool]:
+def _step_shape(spec: StageSpec, config: ModelConfig) -> tuple[int, int, bool]:
     """What decides a step's time and memory: rows, row length and whether Muon updates the matrices."""
-    return spec.settings.rows, spec.settings.row_length, spec.settings.training.optimizer.muon
+    rows, length = spec.settings.rows, spec.settings.row_length
+    return rows, length, takes_muon(spec.settings.training.optimizer, config, rows * length)
 
 
 def _reason(spec: StageSpec) -> str:

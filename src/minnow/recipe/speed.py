@@ -14,7 +14,7 @@ from minnow.model.accounting import flops_per_token
 from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig
 from minnow.train.objectives import next_token
-from minnow.train.optimizer import Optimizer, OptimizerSettings
+from minnow.train.optimizer import Optimizer, OptimizerSettings, choose_muon
 from minnow.train.precision import compute_dtype
 
 BUDGET_SECONDS = 2.0
@@ -60,6 +60,13 @@ def measure_step(
     if not fitting:
         return _product_time(config, rows * per_row, started + budget)
     return _real_time(config, rows, min(rows, fitting), length, muon, started + budget)
+
+
+def takes_muon(settings: OptimizerSettings, config: ModelConfig, tokens: int) -> bool:
+    """Whether Muon updates the matrices in steps of ``tokens`` tokens."""
+    with torch.device("meta"):
+        model = Backbone(config)
+    return bool(choose_muon(settings, model, tokens).muon)
 
 
 def _real_time(config: ModelConfig, rows: int, measured: int, length: int, muon: bool, deadline: float) -> StepTime:

@@ -12,7 +12,7 @@ from minnow.errors import UserError
 from minnow.files import read_json, whole_file
 from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.recipe.schema import Recipe, StageSpec
-from minnow.recipe.speed import BUDGET_SECONDS, measure_step
+from minnow.recipe.speed import BUDGET_SECONDS, measure_step, takes_muon
 from minnow.recipe.stages.ladder import LadderSettings, branches, peak_rate, scaled
 from minnow.scaling.points import POINTS
 
@@ -58,9 +58,8 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         size, per_step = sum(parameter_parts(config).values()), text.rows * text.row_length
         runs = branches(settings.ratios, size, per_step, text.training.decay)
         steps = runs[-1].start + sum(run.steps - run.start for run in runs)
-        time = measure_step(
-            config, text.rows, text.row_length, text.training.optimizer.muon, BUDGET_SECONDS / len(rungs)
-        )
+        muon = takes_muon(text.training.optimizer, config, per_step)
+        time = measure_step(config, text.rows, text.row_length, muon, BUDGET_SECONDS / len(rungs))
         rows.append(
             {
                 "width": settings.width,

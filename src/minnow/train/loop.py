@@ -13,18 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minnow.errors import UserError
-from minnow.files import whole_file
 from minnow.model.language_model import LanguageModel
-from minnow.train.objectives import Objective
+from minnow.progress import say
+from minnow.train.guard import MAX_SPIKES, SpikeGuard
+from minnow.train.milestones import CheckpointSettings
+from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
-from minnow.train.precision import compute_dtype
-from minnow.train.schedule import SCHEDULES
+from minnow.train.precision import compute_dtype, out_of_memory
+from minnow.train.schedule import DECAY_SHAPES, SCHEDULES
+from minnow.train.state_file import StateFile
 
 MAX_BAD_STEPS = 10
 """Steps in a row with a non-finite gradient before training gives up."""
+
+MAX_ROLLBACKS = 3
+"""Returns to the last good state before training gives up."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class TrainSettings:
 
     Attributes:
         warmup, decay: shares of ``steps`` (see :mod:`minnow.train.schedule`).
+        decay_shape: of ``wsd``'s decay: linear, cosine, 1-sqrt or exponential.
+        spike: a step whose loss lies so many median absolute deviations above the recent median is left out; 0 for
+            objectives whose loss has no level (see :mod:`minnow.train.guard`).
         save_seconds: wall time between saves of the training state.
     """
 
@@ -41,14 +48,31 @@ class TrainSettings:
     schedule: str = "wsd"
     warmup: float = 0.02
     decay: float = 0.4
+    decay_shape: str = "linear"
+    spike: float = 15.0
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     save_seconds: float = 60.0
     log_every: int = 10
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UserError(f"there is no schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
+        if self.decay_shape not in DECAY_SHAPES:
+            raise UserError(f"there is no decay_shape {self.decay_shape!r}; use one of {', '.join(DECAY_SHAPES)}")
         if self.steps < 1 or self.log_every < 1:
             raise UserError(f"steps is {self.steps} and log_every {self.log_every}; training needs at least 1 of each")
+        if self.spike < 0:
+            raise UserError(f"spike is {self.spike:g}; use a number of deviations above 0, or 0 to let every loss pass")
+
+
+@dataclass
+class _Sums:
+    """What a step's micro-batches add up to."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -94,8 +118,13 @@ class Trainer:
         self.done_steps, self.tokens, self.seconds = 0, 0, 0.0
         self.last_loss = math.nan
         self.notes: dict[str, Any] = {}
-        self._checked, self._stopped = -1, False
-        self._bad_steps = 0
+        self.skipped_batches = 0
+        """Steps' worth of data that a return to an earlier state has passed over."""
+        self._most_tokens: int | None = None  # in a micro-batch, once a larger one did not fit the memory
+        self._checked, self._written, self._stopped = -1, -1, False
+        self._bad_steps, self._rollbacks = 0, 0
+        self._guard = SpikeGuard(settings.spike)
+        self._file = StateFile(state_file)
         self._saved_at = time.monotonic()
         if state_file.exists():
             self._resume()
@@ -104,6 +133,7 @@ class Trainer:
         self,
         check: Callable[[Trainer], bool] | None = None,
         check_every: int = 0,
+        checkpoint: Callable[[int], None] | None = None,
         progress: Callable[[int, str], None] = lambda advanced, note: None,
     ) -> None:
         """Train to the last step.
@@ -111,11 +141,14 @@ class Trainer:
         Args:
             check: called before the first step, after every ``check_every`` steps and at the end; False stops early.
                 A resumed run makes up for a check that was due and did not finish.
-            progress: called with the steps just done and a short note.
+            checkpoint: writes a checkpoint for others than this trainer; called with the steps that
+                ``settings.checkpoints`` names.
+            progress: called with the steps just done (below 0 after a return to an earlier state) and a short note.
 
         Raises:
             KeyboardInterrupt: passed on after the state is saved.
-            UserError: the gradient stays non-finite, or the state cannot be saved.
+            UserError: the loss or the gradient stays bad, the memory is not enough for one row, or the state cannot
+                be saved.
         """
         total = self.settings.steps
         gc.collect()
@@ -123,17 +156,23 @@ class Trainer:
         try:
             while True:
                 step = self.done_steps
+                if checkpoint and self.settings.checkpoints.due(step) and self._written != step:
+                    checkpoint(step)
+                    self._written = step
                 due = step in (0, total) or (check_every and step % check_every == 0)
                 if check and due and self._checked != step:
                     self._stopped = not check(self)
                     self._checked = step
                     self.save()
-                elif time.monotonic() - self._saved_at > self.settings.save_seconds:
-                    self.save()
+                elif time.monotonic() - self._saved_at > self.settings.save_seconds and not self._guard.spikes:
+                    self.save(wait=False)
                 if self._stopped or step >= total:
                     break
                 self._step()
-                progress(1, f"loss {self.last_loss:.3f}")
+                if self._guard.lost:
+                    self._roll_back()
+                progress(self.done_steps - step, f"loss {self.last_loss:.3f}")
+            self._file.finish()
         except KeyboardInterrupt:
             self.save()
             raise
@@ -143,30 +182,31 @@ class Trainer:
     def _step(self) -> None:
         started = time.perf_counter()
         step, settings = self.done_steps, self.settings
-        total, weight, tokens = 0.0, 0.0, 0
-        metrics: dict[str, float] = {}
         self.optimizer.discard()  # an interrupted step may have left some
-        for batch in self.batches(step):
-            loss = self.objective(self.model, batch)
-            loss.total.backward()
-            self.optimizer.collect()
-            total, weight = total + float(loss.total.detach()), weight + loss.weight
-            tokens += int((batch.documents > 0).sum())
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        multiplier = SCHEDULES[settings.schedule](step, settings.steps, settings.warmup, settings.decay)
-        rate = settings.optimizer.learning_rate * multiplier
+        sums = _Sums()
+        for batch in self.batches(step + self.skipped_batches):
+            self._backward(batch, sums)
+        rate = settings.optimizer.learning_rate * SCHEDULES[settings.schedule](
+            step, settings.steps, settings.warmup, settings.decay, settings.decay_shape
+        )
         with _all_or_nothing():
+            loss = sums.loss / sums.weight if sums.weight else math.nan
+            limit = self._guard.limit
+            sound = not math.isfinite(loss) or self._guard.passes(loss)
             # Without weight there is nothing to learn, for instance where all rollouts earned the same.
-            norm = self.optimizer.step(rate, weight) if weight else 0.0
+            norm = self.optimizer.step(rate, sums.weight) if sums.weight and sound else 0.0
             self.done_steps += 1
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
-            self.tokens += tokens
-            if not weight:
+            self.tokens += sums.tokens
+            if not sums.weight:
                 return
-            self.last_loss = total / weight
-            self._guard(norm)
+            if not sound:
+                self.record(step=self.done_steps, tokens=self.tokens, skipped_loss=loss, limit=limit)
+                say(f"step {self.done_steps} left out: its loss of {loss:.3f} is above {limit:.3f}")
+                return
+            self.last_loss = loss
+            self._refuse_divergence(norm)
             if self.done_steps % settings.log_every == 0 or self.done_steps in (1, settings.steps):
                 self.record(
                     step=self.done_steps,
@@ -175,11 +215,46 @@ class Trainer:
                     learning_rate=rate,
                     gradient_norm=norm,
                     seconds=self.seconds,
-                    tokens_per_second=tokens / elapsed,
-                    **{name: value / weight for name, value in metrics.items()},
+                    tokens_per_second=sums.tokens / elapsed,
+                    **{name: value / sums.weight for name, value in sums.metrics.items()},
                 )
 
-    def _guard(self, norm: float) -> None:
+    def _backward(self, batch: Any, sums: _Sums) -> None:
+        """Add one micro-batch's gradients and numbers; what does not fit the memory is cut in two."""
+        rows, length = batch.tokens.shape
+        if self._most_tokens is not None and rows * length > self._most_tokens:
+            parts = split_rows(batch, max(1, self._most_tokens // length))
+            if len(parts) > 1:
+                for part in parts:
+                    self._backward(part, sums)
+                return
+        try:
+            loss = self.objective(self.model, batch)
+            loss.total.backward()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            loss = None
+        if loss is None:  # out here the error no longer holds on to what was computed
+            self.optimizer.discard_micro_batch()
+            self._most_tokens = rows // 2 * length
+            parts = split_rows(batch, rows // 2) if rows > 1 else [batch]
+            if len(parts) == 1:
+                raise UserError(
+                    f"the memory is not enough for {rows} row{'s' if rows > 1 else ''} of {length} tokens, the least "
+                    "that goes through the model at once; use shorter rows or a smaller model"
+                )
+            say(f"out of memory: micro-batches of at most {rows // 2} rows from here on, with the same result")
+            for part in parts:
+                self._backward(part, sums)
+            return
+        self.optimizer.collect()
+        sums.loss, sums.weight = sums.loss + float(loss.total.detach()), sums.weight + loss.weight
+        sums.tokens += int((batch.documents > 0).sum())
+        for name, value in loss.metrics.items():
+            sums.metrics[name] = sums.metrics.get(name, 0.0) + value
+
+    def _refuse_divergence(self, norm: float) -> None:
         """Count updates skipped for a non-finite gradient; a run of them is not bad luck but divergence."""
         self._bad_steps = 0 if math.isfinite(norm) else self._bad_steps + 1
         if self._bad_steps >= MAX_BAD_STEPS:
@@ -188,32 +263,53 @@ class Trainer:
                 "lower learning_rate and run again"
             )
 
-    def save(self) -> None:
-        """Write the training state; it appears whole or not at all."""
+    def _roll_back(self) -> None:
+        """Go back to the last saved state and on with data that has not been read."""
+        reached, loss = self.done_steps + self.skipped_batches, self.last_loss
+        self._file.finish()
+        self._rollbacks += 1
+        if self._rollbacks > MAX_ROLLBACKS or not self.state_file.exists():
+            raise UserError(
+                f"the loss stays far above its level of {loss:.3f} (step {self.done_steps}), after {self._rollbacks - 1} "
+                "returns to an earlier state; lower learning_rate and run again"
+            )
+        self._resume()
+        self.skipped_batches = reached - self.done_steps
+        self.record(step=self.done_steps, tokens=self.tokens, skipped_batches=self.skipped_batches)
+        say(f"{MAX_SPIKES} loss spikes in a row: back to step {self.done_steps}, on with other data")
+
+    def save(self, wait: bool = True) -> None:
+        """Write the training state; it appears whole or not at all.
+
+        Args:
+            wait: until it is on disk; see :meth:`StateFile.write`.
+        """
         state = {
             "step": self.done_steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "last_loss": self.last_loss,
             "checked": self._checked,
+            "written": self._written,
             "stopped": self._stopped,
+            "skipped_batches": self.skipped_batches,
+            "most_tokens": self._most_tokens,
+            "guard": self._guard.state(),
             "notes": self.notes,
             "optimizer": self.optimizer.state(),
         }
-        with whole_file(self.state_file) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch reports a failed write as RuntimeError
-                raise OSError(str(error)) from error
+        self._file.write(state, wait)
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         try:
-            state = torch.load(self.state_file, weights_only=True)
+            state = self._file.read()
             self.optimizer.restore(state["optimizer"])
             self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.last_loss, self.notes = state["last_loss"], state["notes"]
-            self._checked, self._stopped = state["checked"], state["stopped"]
+            self._checked, self._written, self._stopped = state["checked"], state["written"], state["stopped"]
+            self.skipped_batches, self._most_tokens = state["skipped_batches"], state["most_tokens"]
+            self._guard.restore(state["guard"])
         except Exception as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(

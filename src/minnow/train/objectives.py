@@ -6,7 +6,7 @@ Each returns sums, so micro-batches of unequal size add up exactly; the loop div
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
+from minnow.train import vocabulary
 
 
 class TokenBatch(Protocol):
@@ -41,7 +42,7 @@ def next_token(model: LanguageModel, batch: TokenBatch) -> Loss:
     """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
-    total = kernels.linear_cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
+    total = vocabulary.cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
 
 
@@ -115,7 +116,7 @@ def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     """Log-probability of every target, ``[rows, T]`` float32, zero where nothing is trained."""
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
-    flat = kernels.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
+    flat = vocabulary.token_log_probs(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
     return flat.view(batch.targets.shape)
 
 
@@ -154,13 +155,21 @@ class PolicyBatch(SequenceBatch):
 
     advantages: Tensor
 
-    def split(self, rows: int) -> list[PolicyBatch]:
-        """Micro-batches of at most ``rows`` packed rows."""
-        packed = (self.tokens, self.targets, self.documents, self.sequences, self.reference)
-        return [
-            PolicyBatch(tokens, targets, documents, sequences, reference, self.lengths, self.advantages)
-            for tokens, targets, documents, sequences, reference in zip(*(t.split(rows) for t in packed), strict=True)
-        ]
+
+def split_rows(batch: Any, rows: int) -> list[Any]:
+    """Micro-batches of at most ``rows`` packed rows whose losses add up to the batch's.
+
+    A batch whose losses are of whole sequences, which pairs tie together across rows, stays in one piece.
+    """
+    if isinstance(batch, SequenceBatch) and not isinstance(batch, PolicyBatch):
+        return [batch]
+    by_row = {
+        name: value.split(rows)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor) and name not in ("lengths", "advantages")
+    }
+    parts = range(len(by_row["tokens"]))
+    return [replace(batch, **{name: values[i] for name, values in by_row.items()}) for i in parts]
 
 
 @dataclass(frozen=True)

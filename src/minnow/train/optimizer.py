@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from minnow.errors import UserError
 from minnow.model import kernels
+from minnow.model.language_model import LanguageModel
+
+_ITERATIONS = 5  # of Newton and Schulz
 
 
 @dataclass(frozen=True)
@@ -17,21 +21,50 @@ class OptimizerSettings:
     """Peak rate and its companions; Muon and AdamW share the rate because Muon's update is scaled to AdamW's size.
 
     Attributes:
-        muon: use Muon for the matrices.
+        muon: use Muon for the matrices; ``auto`` where a step has enough tokens, see :func:`choose_muon`.
         weight_decay: decoupled, on matrices only.
         clip: gradient norm above which gradients are scaled down.
+        ema: decay per update of an exponential moving average of the weights, which a stage then saves; 0 for none.
     """
 
     learning_rate: float = 3e-3
-    muon: bool = True
+    muon: bool | Literal["auto"] = "auto"
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema:g}; use a decay below 1, such as 0.999, or 0 for no average")
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+MUON_SHARE = 0.25
+"""Of a step's other products, what Muon's own may cost and still pay: see docs/training.md."""
+
+
+def muon_cost(model: LanguageModel, tokens: int) -> float:
+    """FLOPs of orthogonalising a model's matrices over those of a pass forward and back over ``tokens`` tokens."""
+    named = dict(model.named_parameters())
+    weights = sum(weight.numel() for weight in named.values() if weight.dim() >= 2)
+    work = 0.0
+    for name, sizes in model.matrices().items():
+        for rows in sizes:
+            least, most = sorted((rows, named[name].shape[1]))
+            work += _ITERATIONS * (4 * least**2 * most + 2 * least**3)
+    return work / (6 * weights * tokens)
+
+
+def choose_muon(settings: OptimizerSettings, model: LanguageModel, tokens: int) -> OptimizerSettings:
+    """``settings`` with ``auto`` resolved for steps of ``tokens`` tokens: Muon where it costs at most MUON_SHARE."""
+    if settings.muon != "auto":
+        return settings
+    return replace(settings, muon=muon_cost(model, tokens) <= MUON_SHARE)
+
+
+def orthogonalise(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     """Nearest semi-orthogonal matrices by the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024).
 
     Args:
@@ -87,6 +120,7 @@ class Optimizer:
         self.adam = [i for i in range(len(self.names)) if i not in self.muon]
         self.first = [torch.zeros_like(master) for master in self.masters]
         self.second = {i: torch.zeros_like(self.masters[i]) for i in self.adam}
+        self.ema = [master.clone() for master in self.masters] if settings.ema else []
         self.steps = 0
         self._sums: list[Tensor] | None = None
 
@@ -99,14 +133,17 @@ class Optimizer:
                 total.float().add_(parameter.grad)  # type: ignore[arg-type]
                 for total, parameter in zip(self._sums, self.parameters, strict=True)
             ]
+        self.discard_micro_batch()
+
+    def discard_micro_batch(self) -> None:
+        """Forget gradients that were not collected yet."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def discard(self) -> None:
-        """Forget what was collected."""
+        """Forget what was collected, and what was not."""
         self._sums = None
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.discard_micro_batch()
 
     @torch.no_grad()
     def step(self, rate: float, weight: float) -> float:
@@ -137,6 +174,8 @@ class Optimizer:
             scale,
         )
         self._muon_step(gradients, rate, scale)
+        if self.ema:
+            torch._foreach_lerp_(self.ema, self.masters, 1 - settings.ema)
         return norm
 
     def _muon_step(self, gradients: list[Tensor], rate: float, scale: float) -> None:
@@ -161,15 +200,26 @@ class Optimizer:
         """The fp32 masters by name."""
         return dict(zip(self.names, self.masters, strict=True))
 
+    def averaged(self) -> dict[str, Tensor]:
+        """Their moving average by name, where there is one; else themselves."""
+        return dict(zip(self.names, self.ema or self.masters, strict=True))
+
     def state(self) -> dict[str, Any]:
         """Everything an exact resume needs."""
-        return {"steps": self.steps, "masters": self.masters, "first": self.first, "second": self.second}
+        return {
+            "steps": self.steps,
+            "masters": self.masters,
+            "first": self.first,
+            "second": self.second,
+            "ema": self.ema,
+        }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state written by :meth:`state`."""
         self.steps = state["steps"]
-        for mine, theirs in zip(self.masters + self.first, state["masters"] + state["first"], strict=True):
+        theirs_all = state["masters"] + state["first"] + state["ema"]
+        for mine, theirs in zip(self.masters + self.first + self.ema, theirs_all, strict=True):
             mine.copy_(theirs)
         for i, theirs in state["second"].items():
             self.second[i].copy_(theirs)

@@ -17,6 +17,13 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if supported else torch.float32
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whichever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # how torch's CPU allocator puts it in a plain RuntimeError
+
+
 def _probe_seconds(threads: int, rounds: int) -> float:
     """Median seconds of a small matrix product and an elementwise pass, the two things a step is made of."""
     torch.set_num_threads(threads)

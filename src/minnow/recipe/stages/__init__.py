@@ -1,5 +1,5 @@
 """The stage kinds, registered by name when this package is imported."""
 
-from minnow.recipe.stages import alignment, ladder, measuring, shipping, training
+from minnow.recipe.stages import alignment, distilling, ladder, measuring, shipping, training
 
-__all__ = ["alignment", "ladder", "measuring", "shipping", "training"]
+__all__ = ["alignment", "distilling", "ladder", "measuring", "shipping", "training"]

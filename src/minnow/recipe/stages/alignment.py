@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file, write_json
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.model.kernels import IGNORED
 from minnow.model.language_model import LanguageModel
 from minnow.posttrain.gate import Gate
 from minnow.posttrain.merge import soup
@@ -35,6 +36,7 @@ from minnow.train.objectives import (
     completion_log_probs,
     next_token,
     pack_sequences,
+    split_rows,
 )
 from minnow.train.optimizer import OptimizerSettings
 from minnow.train.precision import compute_dtype
@@ -162,6 +164,13 @@ class DpoSettings:
     gate: GateSettings = field(default_factory=GateSettings)
 
 
+@dataclass
+class _Replay(Batch):
+    """Rows of worked examples; ``trained`` counts the targets of the whole batch, of which this may be a part."""
+
+    trained: float
+
+
 @stage("dpo", DpoSettings)
 def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     """Length-normalised preference training; the reference is the checkpoint it starts from."""
@@ -184,13 +193,13 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     replayed = task_examples(context.recipe, (), "train", REPLAYED_EXAMPLES)
     loader = Loader(pack(conversations(words, replayed), settings.row_length, words.pad_id), settings.replay_rows, 0)
 
-    def objective(model: LanguageModel, batch: SequenceBatch | Batch) -> Loss:
+    def objective(model: LanguageModel, batch: SequenceBatch | _Replay) -> Loss:
         if isinstance(batch, SequenceBatch):
             return settings.objective(model, batch)
         loss = next_token(model, batch)
-        return Loss(loss.total * (settings.replay * settings.pairs_per_step / loss.weight), 0.0, {})
+        return Loss(loss.total * (settings.replay * settings.pairs_per_step / batch.trained), 0.0, {})
 
-    def batches(step: int) -> Sequence[SequenceBatch | Batch]:
+    def batches(step: int) -> Sequence[SequenceBatch | _Replay]:
         # By step, so that a step which was interrupted after its refresh does not count it twice when it runs again.
         refreshed: dict[int, list[dict[str, Any]]] = trainer.notes.setdefault("refreshed", {})
         if settings.refresh_every and step and step % settings.refresh_every == 0:
@@ -206,7 +215,9 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         batch = pack_sequences(prompts, answers, settings.row_length)
         with torch.no_grad():
             batch.reference = completion_log_probs(reference, batch)
-        return [batch, loader.batch(step)]
+        replay = loader.batch(step)
+        trained = float((replay.targets != IGNORED).sum())
+        return [batch, _Replay(replay.tokens, replay.targets, replay.documents, trained)]
 
     trainer = Trainer(model, objective, batches, settings.training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
@@ -257,9 +268,10 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
         prompts = prompts + task_prompts[step * (each - loops) : (step + 1) * (each - loops)]
         made = rollout_step(engine, words, prompts, settings.rollouts, context.seed + step)
         context.record(step=step + 1, **made.numbers)
-        return [] if made.batch is None else made.batch.split(settings.rows_at_once)
+        return [] if made.batch is None else split_rows(made.batch, settings.rows_at_once)
 
-    trainer = Trainer(model, settings.objective, batches, settings.training, context.record, context.state / "train.pt")
+    training = replace(settings.training, spike=0.0)  # the loss of a policy gradient has no level
+    trainer = Trainer(model, settings.objective, batches, training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
     return post_train(context, trainer, words, gate, settings.gate.every)

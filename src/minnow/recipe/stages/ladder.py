@@ -25,7 +25,8 @@ from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import named_inputs, stage
 from minnow.recipe.schema import ModelSettings
 from minnow.recipe.stages.sources import CHECKPOINT, model_config
-from minnow.recipe.stages.training import TextTrainingSettings, set_threads, text_rows, train
+from minnow.recipe.stages.training import TextTrainingSettings, set_threads, settled, text_rows, train
+from minnow.train.batches import Prefetch
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 
@@ -56,6 +57,8 @@ class LadderSettings:
             raise UserError(f"ratios are {list(self.ratios)}; give positive, rising numbers of tokens per parameter")
         if not 0 < self.text.training.decay <= 1:
             raise UserError(f"decay is {self.text.training.decay:g}; a branch needs a share above 0 and up to 1")
+        if self.text.ramp.steps:
+            raise UserError("the runs of a ladder share a trunk of equal steps; leave ramp out")
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,10 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
             decay=(steps - start) / steps,
             optimizer=replace(text.training.optimizer, learning_rate=rate),
         )
-        trainer = Trainer(model, next_token, lambda step: [loader.batch(step)], schedule, metrics.record, state)
+        schedule = settled(context, schedule, model, text.rows * text.row_length)
+        trainer = Trainer(
+            model, next_token, Prefetch(lambda step: [loader.batch(step)]), schedule, metrics.record, state
+        )
         # A check makes the trainer save its state at the end, which is where branches start.
         train(trainer, f"{context.name} {name}", metrics, lambda trainer: True)
         return trainer

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from minnow.data.loader import Loader
+from minnow.data.loader import Batch, Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
-from minnow.model.checkpoint import load_checkpoint, save_checkpoint
+from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.model.language_model import LanguageModel
+from minnow.posttrain.merge import soup
 from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples, training_text
 from minnow.tasks import Example
+from minnow.train.batches import Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
-from minnow.train.objectives import next_token
-from minnow.train.precision import choose_threads
+from minnow.train.milestones import newest, write_checkpoint
+from minnow.train.objectives import Objective, next_token
+from minnow.train.optimizer import choose_muon, muon_cost
+from minnow.train.precision import choose_threads, compute_dtype
+from minnow.train.schedule import Ramp
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class TextTrainingSettings:
         documents: generated documents (pocket world); a text corpus is read whole.
         row_length: tokens in a packed row.
         rows: rows per step.
+        ramp: smaller batches and shorter rows at first.
         held_out_rows: rows of held-out text that are measured every ``measure_every`` steps.
     """
 
@@ -59,12 +66,14 @@ class TextTrainingSettings:
     documents: int = 20_000
     row_length: int = 256
     rows: int = 32
+    ramp: Ramp = field(default_factory=Ramp)
     measure_every: int = 50
     held_out_rows: int = 64
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
 
     def __post_init__(self) -> None:
         _check_batch(self.row_length, self.rows)
+        self.ramp.check(self.rows, self.row_length)
 
 
 def _check_batch(row_length: int, rows: int) -> None:
@@ -74,13 +83,24 @@ def _check_batch(row_length: int, rows: int) -> None:
         )
 
 
+def settled(context: StageContext[Any], training: TrainSettings, model: LanguageModel, tokens: int) -> TrainSettings:
+    """``training`` with its optimiser chosen for steps of ``tokens`` tokens; says which where the choice was left."""
+    optimizer = choose_muon(training.optimizer, model, tokens)
+    if training.optimizer.muon == "auto":
+        name = "Muon for matrices" if optimizer.muon else "AdamW"
+        say(f"{context.name}: {name} (Muon costs {muon_cost(model, tokens):.0%} of a step's other products)")
+    return replace(training, optimizer=optimizer)
+
+
 def set_threads(context: StageContext[Any], device: torch.device | str = "cpu") -> None:
     """Give torch the recipe's threads, or the fastest number of them; say so, and which kernels ``device`` has."""
     threads = choose_threads(context.recipe.threads)
     say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe(device)}")
 
 
-def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0) -> None:
+def train(
+    trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0, checkpoint: Any = None
+) -> None:
     """Run a trainer under a progress bar; ``metrics`` are those that it records."""
     # Without a saved state even what was measured before the first step comes again.
     metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
@@ -90,7 +110,7 @@ def train(trainer: Trainer, label: str, metrics: Metrics, check: Any = None, che
             bar.advance(steps)
             bar.note(note)
 
-        trainer.run(check, check_every, progress)
+        trainer.run(check, check_every, checkpoint, progress)
 
 
 def train_stage(
@@ -100,10 +120,20 @@ def train_stage(
     check: Any = None,
     check_every: int = 0,
 ) -> dict[str, Any]:
-    """Run a trainer under the stage's progress bar and save its checkpoint."""
+    """Run a trainer under the stage's progress bar and save its checkpoint, averaged where the settings say so."""
     set_threads(context, next(trainer.model.parameters()).device)
-    train(trainer, context.name, context.metrics, check, check_every)
-    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, trainer.optimizer.weights())
+    kept, settings = context.folder / "checkpoints", trainer.settings.checkpoints
+
+    def checkpoint(step: int) -> None:
+        weights = trainer.optimizer.averaged()
+        write_checkpoint(lambda folder: save_checkpoint(trainer.model, save_as, folder, weights), kept, step, settings)
+
+    train(trainer, context.name, context.metrics, check, check_every, checkpoint)
+    weights = trainer.optimizer.averaged()
+    if settings.average:
+        last = [folder for _, folder in newest(kept)[-settings.average :]]
+        weights = soup([load_model(folder).state_dict() for folder in last]) if last else weights
+    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, weights)
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": trainer.done_steps,
@@ -133,17 +163,34 @@ def text_rows(
 @stage("pretrain", TextTrainingSettings)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     """Next-token training from random weights."""
-    settings = context.settings
+    return train_on_text(context, next_token, lambda packed: lambda step, batch: batch)
+
+
+def train_on_text(
+    context: StageContext[Any], objective: Objective, prepare: Callable[[Packed], Callable[[int, Batch], Any]]
+) -> dict[str, Any]:
+    """Train a new model on the recipe's text, measuring on held-out rows.
+
+    Args:
+        prepare: from the packed corpus to what makes ``objective``'s batch of a step's rows.
+    """
+    settings: TextTrainingSettings = context.settings
     words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
     packed, measured = text_rows(context, settings, words, context.seed)
-    loader = Loader(packed, settings.rows, context.seed)
+    ramp = settings.ramp
+    loader = (
+        RampedLoader(packed, settings.rows, context.seed, ramp)
+        if ramp.steps
+        else Loader(packed, settings.rows, context.seed)
+    )
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
+    made = prepare(packed)
     trainer = Trainer(
         model,
-        next_token,
-        lambda step: [loader.batch(step)],
-        settings.training,
+        objective,
+        Prefetch(lambda step: [made(step, loader.batch(step))]),
+        settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
     )
@@ -155,6 +202,9 @@ def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
         return True
 
     result = train_stage(context, trainer, words, check if len(measured.tokens) else None, settings.measure_every)
+    if len(measured.tokens) and (settings.training.optimizer.ema or settings.training.checkpoints.average):
+        averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
+        trainer.notes.update(held_out_loss(averaged, measured, words))
     unique = int(np.count_nonzero(packed.documents))
     return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
 
@@ -196,8 +246,8 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     trainer = Trainer(
         model,
         next_token,
-        lambda step: [loader.batch(step)],
-        settings.training,
+        Prefetch(lambda step: [loader.batch(step)]),
+        settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
     )

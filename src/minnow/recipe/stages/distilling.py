@@ -1,0 +1,82 @@
+"""The stage that teaches a new model with an older one: distil."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minnow.data.loader import Batch
+from minnow.data.packing import Packed
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.model.checkpoint import load_checkpoint
+from minnow.recipe.context import StageContext
+from minnow.recipe.registry import stage
+from minnow.recipe.stages.sources import CHECKPOINT
+from minnow.recipe.stages.training import TextTrainingSettings, train_on_text
+from minnow.train.distillation import Distillation, DistillationSettings, RowOrder, TeacherCache
+from minnow.train.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class DistilSettings(TextTrainingSettings):
+    """Pre-training with a teacher.
+
+    Attributes:
+        teacher: checkpoint folder of a model with this recipe's tokenizer, for instance of another run.
+        cached: ask the teacher once about every row, and keep its answers beside the corpus while the stage lasts;
+            without it the teacher runs beside the student, which saves the disk and costs its time in every epoch.
+    """
+
+    teacher: Path = field(kw_only=True)
+    cached: bool = True
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cached and self.ramp.steps:
+            raise UserError(
+                "a ramp cuts rows that cached answers are kept for whole; set cached: false or leave it out"
+            )
+
+
+@stage("distil", DistilSettings)
+def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
+    """Train from random weights on the text and on what a teacher expects of it."""
+    settings = context.settings
+    teacher, known = load_checkpoint(settings.teacher)
+    words = context.output(settings.tokenizer, CHECKPOINT)
+    if known.digest != Tokenizer.load(words).digest:
+        raise UserError(
+            f"{settings.teacher} has another tokenizer than {words}; a teacher's answers are token ids: train it with "
+            "the same tokenizer"
+        )
+    teacher.to(compute_dtype()).eval().requires_grad_(False)
+    objective = Distillation(settings.distillation, None if settings.cached else teacher)
+
+    def prepare(packed: Packed) -> Callable[[int, Batch], Batch]:
+        if not settings.cached:
+            return lambda step, batch: batch
+        folder, k = context.state / "teacher", settings.distillation.k
+        digest = _digest(settings.teacher, f"{known.digest} {k} {packed.tokens.shape}")
+        cache = (
+            TeacherCache.open(folder, digest)
+            if folder.exists()
+            else TeacherCache.build(teacher, packed, k, folder, digest)
+        )
+        order = RowOrder(packed, settings.rows, context.seed)
+        return lambda step, batch: cache.batch(batch, order.rows(step))
+
+    return train_on_text(context, objective, prepare)
+
+
+def _digest(checkpoint: Path, more: str) -> str:
+    """Of a checkpoint's weights and of ``more``."""
+    digest = hashlib.sha256(more.encode())
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
