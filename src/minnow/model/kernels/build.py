@@ -23,7 +23,7 @@ from minnow.files import whole_file
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c", "products.c")]
 HEADER = Path(__file__).with_name("common.h")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
@@ -56,7 +56,7 @@ _SIGNATURES = {
     "attention_step": "lllllllpppppfpppfpppp",
     "highest": "lllppp",
 }
-_PACKED_SIGNATURES = {"pack": "llpp", "linear_packed": "lllpppp"}
+_PACKED_SIGNATURES = {"pack": "llpp", "pack_down": "llpp", "linear_packed": "lllpppp", "outer_packed": "lllpppp"}
 """Only where the processor multiplies pairs of bfloat16."""
 
 
@@ -108,6 +108,7 @@ def load() -> Kernels:
         function = getattr(library, name)
         function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]
         function.restype = _LONG
+    library.keep_memory()
     number = re.search(r"\d+\.\d+(\.\d+)?", version)
     threads = "OpenMP of torch" if openmp else "one thread"
     return Kernels(

@@ -5,6 +5,18 @@
  * the shapes alone, and the blocks are added in order. Callers pass the thread count and all scratch memory.
  */
 #include "common.h"
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+/* Memory that a step frees serves the next one. Otherwise the C library gives large blocks back to the kernel, and a
+ * twentieth of a small model's step is page faults. At most 1 GiB stays at the heap's end. */
+void keep_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 28);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
 
 /* total[i] = sum of partial[block][i] over blocks, in order. */
 static void sum_blocks(long blocks, long width, const float *partial, float *total) {
