@@ -262,8 +262,8 @@ def test_rope_of_a_part_of_each_head(batch: int, length: int, half: int, still: 
 @needs_library
 @shapes
 @given(
-    batch=st.integers(1, 3), length=st.integers(1, 130), groups=st.integers(1, 2), sharing=st.integers(1, 4),
-    dim=st.sampled_from([16, 32, 64]), window=st.sampled_from([None, 1, 5, 16, 33, 200]),
+    batch=st.integers(1, 3), length=st.integers(1, 230), groups=st.integers(1, 2), sharing=st.integers(1, 4),
+    dim=st.sampled_from([16, 32, 48, 64, 128]), window=st.sampled_from([None, 1, 5, 16, 33, 100, 200]),
     scale=st.sampled_from([None, 0.3]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_attention(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from minnow.model.kernels.build import library, pointer
+from minnow.model.kernels.build import library, pairs, pointer
 
 BLOCK = 64
 """As in ``products.c``."""
@@ -26,7 +26,7 @@ _SMALL_PRODUCT = 1 << 21
 
 
 def can_pack(weight: Tensor) -> bool:
-    return bool(library().can_pack()) and weight.shape[1] % 2 == 0
+    return pairs() and weight.shape[1] % 2 == 0
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
