@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minnow.model.kernels import accelerated, build, decoding, fused, fused_training, recurrences, reference
+from minnow.model.kernels import accelerated, build, decoding, fused, fused_training, products, recurrences, reference
 from minnow.model.kernels.reference import IGNORED
 
 _MOST_TAPS = 8
@@ -187,14 +187,14 @@ def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
 
 def pack(weight: Tensor) -> Tensor | None:
     """A copy of ``weight [N, K]`` for :func:`linear`, or None where that would bring nothing."""
-    return decoding.pack(weight) if _fusable(weight) and decoding.can_pack(weight) else None
+    return products.pack(weight) if _fusable(weight) and products.can_pack(weight) else None
 
 
 def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """``x [..., K]`` times ``weight [N, K]``; faster where ``weight`` was packed, if no gradient is wanted."""
-    if packed is None or x.dtype != weight.dtype or torch.is_grad_enabled():
-        return F.linear(x, weight)
-    return decoding.linear(x, packed, len(weight), torch.bfloat16)
+    if packed is not None and x.dtype == weight.dtype and not torch.is_grad_enabled():
+        return decoding.linear(x, packed, len(weight), torch.bfloat16)
+    return products.linear(x, weight) if _fusable(x, weight) and products.suits(x, weight) else F.linear(x, weight)
 
 
 def gated_delta(

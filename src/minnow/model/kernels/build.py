@@ -23,8 +23,8 @@ from minnow.files import whole_file
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c")]
-HEADER = Path(__file__).with_name("common.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c", "products.c", "attention.c")]
+HEADERS = [Path(__file__).with_name(name) for name in ("common.h", "pairs.h")]
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -56,7 +56,14 @@ _SIGNATURES = {
     "attention_step": "lllllllpppppfpppfpppp",
     "highest": "lllppp",
 }
-_PACKED_SIGNATURES = {"pack": "llpp", "linear_packed": "lllpppp"}
+_PACKED_SIGNATURES = {
+    "pack": "llpp",
+    "pack_down": "llpp",
+    "linear_packed": "lllpppp",
+    "outer_packed": "lllpppp",
+    "attention_pairs_forward": "llllllfplplplpppp",
+    "attention_pairs_backward": "llllllfplplplpppppppp",
+}
 """Only where the processor multiplies pairs of bfloat16."""
 
 
@@ -103,11 +110,13 @@ def load() -> Kernels:
     library.sum_squares.restype = ctypes.c_double
     library.document_starts.argtypes = [_LONG, _LONG, _POINTER, _POINTER]
     library.document_starts.restype = None
-    sizes = ("short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch")
-    for name in (*sizes, "attention_step_scratch"):
+    sizes = ["short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch"]
+    sizes += ["attention_step_scratch", *(["attention_pairs_scratch"] if library.can_pack() else [])]
+    for name in sizes:
         function = getattr(library, name)
         function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]
         function.restype = _LONG
+    library.keep_memory()
     number = re.search(r"\d+\.\d+(\.\d+)?", version)
     threads = "OpenMP of torch" if openmp else "one thread"
     return Kernels(
@@ -140,7 +149,7 @@ def _compiled(compiler: str, version: str, openmp: bool) -> Path:
         flags.append("-mprefer-vector-width=512")
     flags.append("-fopenmp" if openmp else "-fopenmp-simd")
     key = hashlib.sha256()
-    code = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
+    code = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
     for part in (code, compiler.encode(), version.encode(), " ".join(flags).encode(), _processor()):
         key.update(part + b"\0")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow" / key.hexdigest()[:16]
@@ -183,6 +192,12 @@ def library() -> ctypes.CDLL:
     loaded = load().library
     assert loaded is not None, "fused kernels are dispatched to only where they are loaded"
     return loaded
+
+
+@functools.cache
+def pairs() -> bool:
+    """Whether the library has products of pairs of bfloat16, which need a processor with them (AVX512-BF16)."""
+    return bool(library().can_pack())
 
 
 def threads(elements: int) -> int:

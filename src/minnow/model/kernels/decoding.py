@@ -13,23 +13,8 @@ from minnow.model.kernels.build import floats, library, pointer, threads
 HEAD_DIMS = (32, 64, 128)
 """Of attention that :func:`attention_step` computes, which has them unrolled."""
 
-_BLOCK = 64
-"""As in ``decode.c``."""
-
 _SMALL_PRODUCT = 1 << 18
 """Weights, times rows over eight, below which a second thread costs more than it brings."""
-
-
-def can_pack(weight: Tensor) -> bool:
-    return bool(library().can_pack()) and weight.shape[1] % 2 == 0
-
-
-def pack(weight: Tensor) -> Tensor:
-    weight = weight.detach().contiguous()
-    outputs, inputs = weight.shape
-    packed = weight.new_empty(-(-outputs // _BLOCK) * _BLOCK * inputs)
-    library().pack(threads(weight.numel()), outputs, inputs, weight.data_ptr(), packed.data_ptr())
-    return packed
 
 
 def linear(x: Tensor, packed: Tensor, outputs: int, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ Same signatures and semantics as :mod:`minnow.model.kernels.reference`. Results 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from minnow.model.kernels.build import floats, library, pointer, threads
+from minnow.model.kernels.build import floats, library, pairs, pointer, threads
 from minnow.model.kernels.recurrences import DELTA_CHUNK
 
 
@@ -361,7 +362,7 @@ class _Attention(Function):
         ctx.steps = (q_step, k_step, v_step)
         out, log_sum = q.new_empty(q.shape), floats(batch, heads, length)
         workers, scratch = _attention_scratch(q)
-        library().attention_forward(
+        _attention_kernel("forward")(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, pointer(starts),
             out.data_ptr(), log_sum.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
@@ -376,7 +377,7 @@ class _Attention(Function):
         d_out = d_out.contiguous()
         d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
         workers, scratch = _attention_scratch(q)
-        library().attention_backward(
+        _attention_kernel("backward")(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, pointer(starts),
             out.data_ptr(), log_sum.data_ptr(), d_out.data_ptr(), d_q.data_ptr(), d_k.data_ptr(), d_v.data_ptr(),
             scratch.data_ptr(),
@@ -384,9 +385,14 @@ class _Attention(Function):
         return d_q, d_k, d_v, None, None, None
 
 
+def _attention_kernel(name: str) -> Callable[..., Any]:
+    """Of the two forms in ``attention.c``, that of products in float and that of pairs of bfloat16."""
+    return getattr(library(), f"attention_pairs_{name}" if pairs() else f"attention_{name}")  # type: ignore[no-any-return]
+
+
 def _attention_scratch(q: Tensor) -> tuple[int, Tensor]:
     workers = threads(q.numel())
-    return workers, floats(workers * library().attention_scratch(q.shape[1], q.shape[3]))
+    return workers, floats(workers * _attention_kernel("scratch")(q.shape[1], q.shape[3]))
 
 
 def attention(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from minnow.model.kernels import products
 from minnow.model.kernels.build import floats, library, pointer, threads
 from minnow.model.kernels.reference import CHUNK_LOGITS, IGNORED
 
@@ -46,22 +47,30 @@ def _head_gradients(rows: Tensor, head: Tensor, ids: Tensor, d_loss: Tensor, los
     """Gradients of ``sum(d_loss * loss)`` for ``rows`` and ``head``; fills ``loss``. Logits live a chunk at a time."""
     chunk = max(1, CHUNK_LOGITS // len(head))
     d_rows, d_head = torch.empty_like(rows), torch.zeros(head.shape, dtype=torch.float32)
+    suited = products.suits(rows, head)
+    across, down = (products.pack(head), products.pack_down(head)) if suited else (head, head)
     for begin in range(0, len(rows), chunk):
         part = slice(begin, begin + chunk)
-        logits = rows[part] @ head.t()
+        logits = products.multiply(rows[part], across, len(head)) if suited else rows[part] @ head.t()
         _cross_entropy(logits, ids[part], d_loss[part], loss[part])
-        torch.mm(logits, head, out=d_rows[part])
-        product = logits.t() @ rows[part]
-        library().accumulate(threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr())
+        if suited:
+            products.multiply(logits, down, head.shape[1], d_rows[part])
+            products.outer(logits, rows[part], d_head)
+        else:
+            torch.mm(logits, head, out=d_rows[part])
+            product = logits.t() @ rows[part]
+            library().accumulate(threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr())
     return d_rows, d_head.to(head.dtype)
 
 
 def _losses(rows: Tensor, head: Tensor, ids: Tensor) -> Tensor:
     chunk = max(1, CHUNK_LOGITS // len(head))
     loss = floats(len(rows))
+    packed = products.pack(head) if products.suits(rows, head) else None
     for begin in range(0, len(rows), chunk):
         part = slice(begin, begin + chunk)
-        _cross_entropy(rows[part] @ head.t(), ids[part], None, loss[part])
+        logits = rows[part] @ head.t() if packed is None else products.multiply(rows[part], packed, len(head))
+        _cross_entropy(logits, ids[part], None, loss[part])
     return loss
 
 

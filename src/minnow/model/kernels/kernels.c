@@ -5,6 +5,18 @@
  * the shapes alone, and the blocks are added in order. Callers pass the thread count and all scratch memory.
  */
 #include "common.h"
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+/* Memory that a step frees serves the next one. Otherwise the C library gives large blocks back to the kernel, and a
+ * twentieth of a small model's step is page faults. At most 1 GiB stays at the heap's end. */
+void keep_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 28);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
 
 /* total[i] = sum of partial[block][i] over blocks, in order. */
 static void sum_blocks(long blocks, long width, const float *partial, float *total) {
@@ -430,163 +442,6 @@ void norm_rope_backward(int threads, long rows, long length, long heads, long di
         }
     }
     sum_blocks(blocks, dim, partial, d_weight);
-}
-
-/* ---- Causal attention inside documents ---- */
-
-#define QUERIES 32 /* query rows handled together */
-
-/* to[i][d] = scale * from[i][d] for `rows` rows of a head. */
-INLINE void load_rows(long rows, long dim, const bf16 *from, long stride, float scale, float *restrict to) {
-    for (long i = 0; i < rows; i++) {
-        const bf16 *restrict source = from + i * stride;
-        SIMD for (long d = 0; d < dim; d++) to[i * dim + d] = widen(source[d]) * scale;
-    }
-}
-
-/* to[d][i] = from[i][d], zero from `rows` to `padded`. */
-INLINE void load_transposed(long rows, long padded, long dim, const bf16 *from, long stride, float *restrict to) {
-    for (long i = 0; i < rows; i++) {
-        for (long d = 0; d < dim; d++) to[d * padded + i] = widen(from[i * stride + d]);
-    }
-    for (long d = 0; d < dim; d++) {
-        for (long i = rows; i < padded; i++) to[d * padded + i] = 0.0f;
-    }
-}
-
-INLINE void store_rows(long rows, long dim, const float *restrict from, float scale, bf16 *to, long stride) {
-    for (long i = 0; i < rows; i++) {
-        SIMD for (long d = 0; d < dim; d++) to[i * stride + d] = narrow(from[i * dim + d] * scale);
-    }
-}
-
-INLINE long document_end(const int32_t *starts, long begin, long length) {
-    long end = length;
-    if (starts) {
-        for (end = begin + 1; end < length && starts[end] == begin;) end++;
-    }
-    return end;
-}
-
-/* Scratch floats per thread. */
-long attention_scratch(long length, long dim) {
-    const long most = round_up(length, LANES);
-    return 5 * most * dim + 3 * QUERIES * dim + 2 * QUERIES * most;
-}
-
-/* First position of a document, a multiple of LANES, that a block of queries from `first` on sees. */
-INLINE long first_seen(long first, long window) {
-    return window && first >= window ? (first - window + 1) / LANES * LANES : 0;
-}
-
-/* Scores of positions that query `own` (counted like the scores) does not see. */
-INLINE void hide(float *restrict scores, long wide, long own, long window) {
-    for (long j = own + 1; j < wide; j++) scores[j] = -INFINITY;
-    if (window) {
-        for (long j = 0; j <= own - window; j++) scores[j] = -INFINITY;
-    }
-}
-
-/* q: [batch, length, heads, dim] with rows q_row apart; k, v likewise with `groups` heads; out contiguous, like q.
- * A query sees `window` positions, itself included, or all where that is 0; temper multiplies the scores.
- * log_sum: [batch, heads, length], log of the sum of exponentials of a query's scores. */
-void attention_forward(int threads, long batch, long length, long heads, long groups, long dim, long window,
-                       float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
-                       const int32_t *starts, bf16 *out, float *log_sum, float *scratch) {
-    const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
-    PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
-        const long b = task / groups, group = task % groups;
-        const int32_t *row_starts = starts ? starts + b * length : NULL;
-        float *keys = scratch + THREAD * each, *values = keys + most * dim, *queries = values + most * dim;
-        float *mixed = queries + QUERIES * dim, *scores = mixed + QUERIES * dim;
-        for (long begin = 0, end; begin < length; begin = end) {
-            end = document_end(row_starts, begin, length);
-            const long count = end - begin, padded = round_up(count, LANES), origin = b * length + begin;
-            load_transposed(count, padded, dim, k + origin * k_row + group * dim, k_row, keys);
-            load_rows(count, dim, v + origin * v_row + group * dim, v_row, 1.0f, values);
-            for (long head = group * sharing; head < (group + 1) * sharing; head++) {
-                for (long first = 0; first < count; first += QUERIES) {
-                    const long n = at_most(QUERIES, count - first), seen = first + n, low = first_seen(first, window);
-                    const long wide = round_up(seen, LANES) - low;
-                    load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
-                    multiply(n, wide, dim, queries, dim, 1, keys + low, padded, scores, wide, 0);
-                    float inverse[QUERIES];
-                    for (long i = 0; i < n; i++) {
-                        float *restrict s = scores + i * wide, top = s[0], total = 0.0f;
-                        hide(s, wide, first + i - low, window);
-                        PRAGMA(omp simd reduction(max : top))
-                        for (long j = 0; j < wide; j++) top = s[j] > top ? s[j] : top;
-                        SIMD_SUM(total) for (long j = 0; j < wide; j++) {
-                            s[j] = exponential(s[j] - top);
-                            total += s[j];
-                        }
-                        inverse[i] = 1.0f / total;
-                        log_sum[(b * heads + head) * length + begin + first + i] = top + logf(total);
-                    }
-                    multiply(n, dim, seen - low, scores, wide, 1, values + low * dim, dim, mixed, dim, 0);
-                    for (long i = 0; i < n; i++) {
-                        store_rows(1, dim, mixed + i * dim, inverse[i],
-                                   out + ((origin + first + i) * heads + head) * dim, 0);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/* d_q, d_k, d_v contiguous. */
-void attention_backward(int threads, long batch, long length, long heads, long groups, long dim, long window,
-                        float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
-                        const int32_t *starts, const bf16 *out, const float *log_sum, const bf16 *d_out, bf16 *d_q,
-                        bf16 *d_k, bf16 *d_v, float *scratch) {
-    const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
-    PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
-        const long b = task / groups, group = task % groups;
-        const int32_t *row_starts = starts ? starts + b * length : NULL;
-        float *keys = scratch + THREAD * each, *keys_across = keys + most * dim, *values_across = keys_across + most * dim;
-        float *dk = values_across + most * dim, *dv = dk + most * dim, *queries = dv + most * dim;
-        float *grads = queries + QUERIES * dim, *dq = grads + QUERIES * dim;
-        float *scores = dq + QUERIES * dim, *d_scores = scores + QUERIES * most;
-        for (long begin = 0, end; begin < length; begin = end) {
-            end = document_end(row_starts, begin, length);
-            const long count = end - begin, padded = round_up(count, LANES), origin = b * length + begin;
-            load_rows(count, dim, k + origin * k_row + group * dim, k_row, 1.0f, keys);
-            load_transposed(count, padded, dim, k + origin * k_row + group * dim, k_row, keys_across);
-            load_transposed(count, padded, dim, v + origin * v_row + group * dim, v_row, values_across);
-            memset(dk, 0, (size_t)(count * dim) * sizeof(float));
-            memset(dv, 0, (size_t)(count * dim) * sizeof(float));
-            for (long head = group * sharing; head < (group + 1) * sharing; head++) {
-                for (long first = 0; first < count; first += QUERIES) {
-                    const long n = at_most(QUERIES, count - first), seen = first + n, low = first_seen(first, window);
-                    const long wide = round_up(seen, LANES) - low;
-                    const long offset = ((origin + first) * heads + head) * dim;
-                    load_rows(n, dim, q + (origin + first) * q_row + head * dim, q_row, temper, queries);
-                    load_rows(n, dim, d_out + offset, heads * dim, 1.0f, grads);
-                    multiply(n, wide, dim, queries, dim, 1, keys_across + low, padded, scores, wide, 0);
-                    multiply(n, wide, dim, grads, dim, 1, values_across + low, padded, d_scores, wide, 0);
-                    for (long i = 0; i < n; i++) {
-                        float *restrict p = scores + i * wide, *restrict dp = d_scores + i * wide;
-                        const float log_total = log_sum[(b * heads + head) * length + begin + first + i];
-                        const bf16 *restrict o = out + offset + i * heads * dim;
-                        const float *restrict g = grads + i * dim;
-                        float delta = 0.0f;
-                        SIMD_SUM(delta) for (long d = 0; d < dim; d++) delta += g[d] * widen(o[d]);
-                        hide(p, wide, first + i - low, window);
-                        SIMD for (long j = 0; j < wide; j++) {
-                            p[j] = exponential(p[j] - log_total);
-                            dp[j] = p[j] * (dp[j] - delta);
-                        }
-                    }
-                    multiply(n, dim, seen - low, d_scores, wide, 1, keys + low * dim, dim, dq, dim, 0);
-                    multiply(seen - low, dim, n, scores, 1, wide, grads, dim, dv + low * dim, dim, 1);
-                    multiply(seen - low, dim, n, d_scores, 1, wide, queries, dim, dk + low * dim, dim, 1);
-                    store_rows(n, dim, dq, temper, d_q + offset, heads * dim);
-                }
-            }
-            store_rows(count, dim, dk, 1.0f, d_k + (origin * groups + group) * dim, groups * dim);
-            store_rows(count, dim, dv, 1.0f, d_v + (origin * groups + group) * dim, groups * dim);
-        }
-    }
 }
 
 /* ---- Softmax cross-entropy over rows of logits ---- */
