@@ -61,9 +61,9 @@ def recipe() -> dict[str, Any]:
                 "rows": 8,
                 "measure_every": 5,
                 "held_out_rows": 8,
-                "training": training(12, 2e-2),
+                "training": training(12, 2e-2, muon=True),
             },
-            "sft": {"examples": 20, "row_length": 64, "rows": 8, "training": training(12, 1e-2)},
+            "sft": {"examples": 20, "row_length": 64, "rows": 8, "training": training(12, 1e-2, muon=True)},
             "measure-sft": {"kind": "measure", "checkpoint": "sft", "temperatures": [0.0, 1.0], **small},
             "pairs": {
                 "checkpoint": "sft",
