@@ -14,7 +14,7 @@ SOURCE = ROOT / "src/minnow"
 
 # docs/architecture.md: a package may import from those in lower layers, and these few in its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "files", "progress"}),
+    frozenset({"errors", "files", "native", "progress"}),
     frozenset({"data", "model", "loops"}),
     frozenset({"train", "rollout", "tasks"}),
     frozenset({"posttrain", "evaluate", "scaling", "device", "agent"}),
@@ -23,6 +23,8 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 SAME_LAYER = {
     ("files", "errors"),
+    ("native", "errors"),
+    ("native", "files"),  # a compiled library appears whole or not at all
     ("model", "data"),  # a checkpoint folder holds its tokenizer
     ("posttrain", "evaluate"),  # checkpoints are chosen by task score and loop rate
 }
