@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minnow.loops import native
-from minnow.loops.find import Loop, as_loop, with_tools
+from minnow.loops.find import Loop, as_loop, find_text_loop, with_tools
 from minnow.loops.judge import FOUND, LATEST, LEAST, RECENT, RECENT_OLD, TAIL, judge_many
 from minnow.loops.symbols import NUMBER, Lexicon, Symbols, read_text, read_tokens
 
 _HELD = 2 * TAIL  # tokens of a row that are kept at least
 _WORDS_OF_BITS = 2048
 _TABLES = ("classes", "digits", "values", "opens")
+
+
+CUT_AFTER = 640
+"""Tokens that a loop has lasted before an answer is cut short for it: the least that cut none of 4,435 real answers
+which ended by themselves, nor any of the benchmark's 2,220 clean outputs (docs/loops.md)."""
+
+
+def has_lasted(loop: Loop, persistence: int) -> bool:
+    """Whether a loop that may still be left has gone on for long enough to be acted on.
+
+    It has lasted ``persistence`` places since its onset (exact copies: two fifths of that, which even fewer outputs get
+    out of) and makes up half of the output: a long record may hold a long stretch that brings nothing new. With 0
+    every loop has.
+    """
+    if not persistence:
+        return True
+    exact = loop.kind in ("token", "period")
+    return loop.end - loop.onset >= (2 * persistence // 5 if exact else persistence) and loop.wasted >= 0.5
 
 
 class LoopWatch:
@@ -25,11 +44,24 @@ class LoopWatch:
     repeats itself puts its next one off by a thirty-second of what was judged, so that a token costs a bounded time
     whatever the row holds. The report is :func:`find_loop`'s answer for the row's tokens so far, of which the last
     16,384 are kept.
+
+    Args:
+        persistence: how long a loop must have lasted to be reported (:func:`has_lasted`).
+        text: ``text(row)`` is what the row's tokens so far spell, asked for when a loop is to be reported: it is only if
+            the text ends in a loop too. Text knows records, tool calls and long numbers that ids do not.
     """
 
-    def __init__(self, rows: int, check_every: int = 8, lexicon: Lexicon | None = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        check_every: int = 8,
+        lexicon: Lexicon | None = None,
+        persistence: int = 0,
+        text: Callable[[int], str] | None = None,
+    ) -> None:
         if rows < 1 or check_every < 1:
             raise ValueError(f"LoopWatch needs at least one row and one push a check, got {rows} and {check_every}")
+        self._rows, self._persistence, self._text = rows, persistence, text
         self._watch: _Rows | _PythonRows = (
             _PythonRows(rows, check_every, lexicon)
             if native.load().library is None
@@ -38,11 +70,25 @@ class LoopWatch:
 
     def push(self, tokens: NDArray[Any], active: NDArray[np.bool_]) -> dict[int, Loop]:
         """Append ``tokens[row]`` ([rows] ids) where ``active`` ([rows] bool); newly found loops by row."""
-        return self._watch.push(tokens, active)
+        looping = self._watch.push(tokens, active)
+        found = {row: loop for row, loop in looping.items() if self._certain(row, loop)}
+        for row in found:
+            self._watch.settle(row, True)
+        return found
 
-    def reset(self, row: int) -> None:
-        """Forget a row: its next token begins a new output."""
+    def _certain(self, row: int, loop: Loop) -> bool:
+        if not has_lasted(loop, self._persistence):
+            return False
+        return self._text is None or find_text_loop(self._text(row)) is not None
+
+    def reset(self, row: int, tokens: Sequence[int] = ()) -> None:
+        """Forget a row: what it holds now is ``tokens``, in which no loop is looked for, and a new output follows."""
         self._watch.reset(row)
+        self._watch.settle(row, True)
+        active = np.arange(self._rows) == row
+        for token in tokens:
+            self._watch.push(np.full(self._rows, token), active)
+        self._watch.settle(row, False)
 
 
 class _State(ctypes.Structure):
@@ -116,10 +162,15 @@ class _Rows:
         symbols = read_tokens(self._arrays["tokens"][row, held - size : held], self._lexicon)
         return as_loop(self._arrays["found"][row], symbols, begin)
 
+    def settle(self, row: int, settled: bool) -> None:
+        """While it is settled, a row is read and not looked at."""
+        self._arrays["reported"][row] = settled
+
     def reset(self, row: int) -> None:
         for name in ("held", "lengths", "last", "bits", "history", "reported"):
             self._arrays[name][row] = 0
         self._arrays["next"][row] = LEAST
+
 
 
 class _PythonRows:
@@ -146,12 +197,15 @@ class _PythonRows:
                 if verdict["kind"]:
                     for name in ("start", "onset", "end"):
                         verdict[name] += begin
-                    row.reported = True
                     found[index] = as_loop(verdict, symbols, row.length - size)
         return found
 
+    def settle(self, row: int, settled: bool) -> None:
+        self._rows[row].reported = settled
+
     def reset(self, row: int) -> None:
         self._rows[row] = _Row()
+
 
 
 class _Row:
