@@ -24,6 +24,9 @@ CUT_AFTER = 640
 which ended by themselves, nor any of the benchmark's 2,220 clean outputs (docs/loops.md)."""
 
 
+_EXACT = ("token", "period")
+
+
 def has_lasted(loop: Loop, persistence: int) -> bool:
     """Whether a loop that may still be left has gone on for long enough to be acted on.
 
@@ -33,8 +36,8 @@ def has_lasted(loop: Loop, persistence: int) -> bool:
     """
     if not persistence:
         return True
-    exact = loop.kind in ("token", "period")
-    return loop.end - loop.onset >= (2 * persistence // 5 if exact else persistence) and loop.wasted >= 0.5
+    least = 2 * persistence // 5 if loop.kind in _EXACT else persistence
+    return loop.end - loop.onset >= least and loop.wasted >= 0.5
 
 
 class LoopWatch:
@@ -47,8 +50,8 @@ class LoopWatch:
 
     Args:
         persistence: how long a loop must have lasted to be reported (:func:`has_lasted`).
-        text: ``text(row)`` is what the row's tokens so far spell, asked for when a loop is to be reported: it is only if
-            the text ends in a loop too. Text knows records, tool calls and long numbers that ids do not.
+        text: ``text(row)`` is what the row's tokens so far spell, asked for when a loop other than exact copies is to
+            be reported: it is only if the text ends in a loop too. Text knows records and tool calls that ids do not.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class LoopWatch:
     def _certain(self, row: int, loop: Loop) -> bool:
         if not has_lasted(loop, self._persistence):
             return False
-        return self._text is None or find_text_loop(self._text(row)) is not None
+        return self._text is None or loop.kind in _EXACT or find_text_loop(self._text(row)) is not None
 
     def reset(self, row: int, tokens: Sequence[int] = ()) -> None:
         """Forget a row: what it holds now is ``tokens``, in which no loop is looked for, and a new output follows."""
@@ -243,16 +246,23 @@ class TextWatch:
     ``push`` returns the loop once, when it is found; ``finish`` reads what was held back (the last symbol, which more
     text could have lengthened) and returns the verdict on the whole: :func:`find_text_loop`'s, as far as the last
     8,192 symbols hold it.
+
+    Args:
+        check_every: symbols between two looks.
+        persistence: characters that a loop must have lasted to be reported (:func:`has_lasted`).
+        text: what the output holds already; no loop is reported for it alone.
     """
 
-    def __init__(self, check_every: int = 64) -> None:
-        self._check_every = check_every
+    def __init__(self, check_every: int = 64, persistence: int = 0, text: str = "") -> None:
+        self._check_every, self._persistence = check_every, persistence
         self._symbols = read_text("")
         self._pending = ""
         self._text = ""  # for the tool calls
         self._read = 0  # characters turned into symbols
         self._next = LEAST
         self._count = 0
+        self._reported = True
+        self.push(text)
         self._reported = False
 
     def push(self, piece: str) -> Loop | None:
@@ -264,8 +274,8 @@ class TextWatch:
             return None
         loop = self._verdict()
         self._next = self._count + max(self._check_every, len(self._symbols) // 32)
-        self._reported = loop is not None
-        return loop
+        self._reported = loop is not None and has_lasted(loop, self._persistence)
+        return loop if self._reported else None
 
     def finish(self) -> Loop | None:
         self._take(read_text(self._pending), len(self._pending))

@@ -26,9 +26,9 @@ class Guard:
         opening, closing: what begins and ends a reasoning block.
     """
 
-    rewinds: int = 4
+    rewinds: int = 6
     temperature: float = 0.7
-    stretch: int = 32
+    stretch: int = 64
     persistence: int = 0
     opening: str = "<think>"
     closing: str = "</think>"
