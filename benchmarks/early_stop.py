@@ -4,7 +4,7 @@ Each checkpoint answers its pocket world's loop-prone prompts once, never stoppe
 ``LoopWatch`` for several persistences. A row is clean when its answer ended by itself or is in no loop where the budget
 ends. Prints clean rows cut, loops stopped and tokens saved for each persistence.
 
-    python benchmarks/early_stop.py CHECKPOINT ... [--split held_out] [--n 500] [--budget 1024] [--temperature 0]
+    python benchmarks/early_stop.py CHECKPOINT ... [--split held_out] [--n 500] [--skip 0] [--budget 1024] [--temperature 0]
         [--json FILE]
 """
 
@@ -23,16 +23,16 @@ from minnow.loops import CUT_AFTER, LoopWatch, Rate
 from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Rollout, Sampling, TorchEngine
 
-PERSISTENCES = (0, 64, 128, 256, 384, 512, CUT_AFTER, 768)
+PERSISTENCES = (0, 64, 128, 256, 384, 512, 640, CUT_AFTER)
 
 
-def answers(checkpoint: Path, split: str, n: int, sampling: Sampling) -> tuple[TorchEngine, list[Rollout]]:
+def answers(checkpoint: Path, split: str, skip: int, n: int, sampling: Sampling) -> tuple[TorchEngine, list[Rollout]]:
     engine, _, tokenizer = engine_of(checkpoint)
     run = run_of(checkpoint)
     world = None if run is None else run.world()
     if world is None:
         raise SystemExit(f"{checkpoint} belongs to no run on a pocket world")
-    examples = world.loop_prone(split, n)
+    examples = world.loop_prone(split, skip + n)[skip:]
     return engine, engine.generate([(e.id, tokenizer.prompt(e.messages, e.tools)) for e in examples], sampling)
 
 
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--split", choices=["train", "held_out"], default="held_out")
     parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--skip", type=int, default=0, help="prompts passed over first")
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
@@ -78,7 +79,7 @@ def main() -> None:
     rollouts: list[Rollout] = []
     found: dict[int, list[int | None]] = {persistence: [] for persistence in PERSISTENCES}
     for checkpoint in options.checkpoints:
-        engine, some = answers(checkpoint, options.split, options.n, sampling)
+        engine, some = answers(checkpoint, options.split, options.skip, options.n, sampling)
         rollouts += some
         for persistence in PERSISTENCES:
             found[persistence] += stops(engine, some, persistence)

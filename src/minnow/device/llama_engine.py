@@ -9,6 +9,7 @@ from typing import Self
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_cpp import LlamaCpp
+from minnow.loops import find_loop
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
 _CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
@@ -27,6 +28,7 @@ class LlamaEngine:
     def __init__(self, file: Path, tokenizer: Tokenizer, rows: int = 16, threads: int = 1) -> None:
         self.file, self.tokenizer, self.rows, self.threads = file, tokenizer, rows, threads
         self._llama: LlamaCpp | None = None
+        self._pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
 
     def __enter__(self) -> Self:
         return self
@@ -66,14 +68,17 @@ class LlamaEngine:
             stop=[self.tokenizer.eos_id],
             ids_in_use=self.tokenizer.vocab_size,
             stop_on_loop=sampling.stop_on_loop,
+            pieces=self._pieces if sampling.stop_on_loop else (),
         )
         rollouts = []
         for (name, ids), answer in zip(prompts, answers, strict=True):
             body = answer.tokens[:-1] if answer.finish == "stop" else answer.tokens
             text = self.tokenizer.decode(body, keep_special=True)
-            rollouts.append(
-                Rollout(name, ids, answer.tokens, text, answer.finish, sampling, answer.log_probs, answer.loop)
-            )
+            finish, loop = answer.finish, answer.loop
+            if finish == "length":
+                loop = find_loop(answer.tokens)  # the watch looks every few tokens and may have missed the last ones
+                finish = "loop" if loop is not None and sampling.stop_on_loop else finish
+            rollouts.append(Rollout(name, ids, answer.tokens, text, finish, sampling, answer.log_probs, loop))
         return rollouts
 
     def _worker(self, positions: int) -> LlamaCpp:

@@ -19,9 +19,9 @@ _WORDS_OF_BITS = 2048
 _TABLES = ("classes", "digits", "values", "opens")
 
 
-CUT_AFTER = 640
-"""Tokens that a loop has lasted before an answer is cut short for it: the least that cut none of 4,435 real answers
-which ended by themselves, nor any of the benchmark's 2,220 clean outputs (docs/loops.md)."""
+CUT_AFTER = 768
+"""Tokens that a loop has lasted before an answer is cut short for it: the least of those tried that cut none of the
+real answers which would have ended, nor any of the benchmark's clean outputs (docs/results/guard.md)."""
 
 
 _EXACT = ("token", "period")
@@ -175,7 +175,6 @@ class _Rows:
         self._arrays["next"][row] = LEAST
 
 
-
 class _PythonRows:
     """The same where there is no compiler."""
 
@@ -208,7 +207,6 @@ class _PythonRows:
 
     def reset(self, row: int) -> None:
         self._rows[row] = _Row()
-
 
 
 class _Row:

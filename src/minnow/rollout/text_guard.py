@@ -21,9 +21,7 @@ _CHECK_EVERY = 16  # symbols
 class Continues(Protocol):
     """Something that continues an answer."""
 
-    def __call__(
-        self, text: str, temperature: float, banned: tuple[str, ...]
-    ) -> Generator[str, None, str]:
+    def __call__(self, text: str, temperature: float, banned: tuple[str, ...]) -> Generator[str, None, str]:
         """Yield what follows ``text``, the answer so far, in pieces, and return why it ended (``"stop"``, ``"length"``).
 
         Args:

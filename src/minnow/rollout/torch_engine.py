@@ -209,11 +209,15 @@ class TorchEngine:
 
     def _temperature(self, row: _Row) -> float:
         warm = self.guard is not None and len(row.tokens) < row.rewound.warm_until
-        return max(row.sampling.temperature, self.guard.temperature) if warm and self.guard else row.sampling.temperature
+        return (
+            max(row.sampling.temperature, self.guard.temperature) if warm and self.guard else row.sampling.temperature
+        )
 
     def _allowed(self, logits: Tensor, flight: list[_Row]) -> Tensor:
         """The logits without the ids that the guard has banned where a row stands."""
-        banned = [(place, token) for place, row in enumerate(flight) for token in row.rewound.banned.get(len(row.tokens), ())]
+        banned = [
+            (place, token) for place, row in enumerate(flight) for token in row.rewound.banned.get(len(row.tokens), ())
+        ]
         if not banned:
             return logits
         places, tokens = torch.tensor(banned).T
