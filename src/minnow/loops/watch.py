@@ -248,7 +248,7 @@ class TextWatch:
     Args:
         check_every: symbols between two looks.
         persistence: characters that a loop must have lasted to be reported (:func:`has_lasted`).
-        text: what the output holds already; no loop is reported for it alone.
+        text: what the output holds already; it is not looked at before more comes.
     """
 
     def __init__(self, check_every: int = 64, persistence: int = 0, text: str = "") -> None:
