@@ -23,7 +23,8 @@ from minnow.device.llama_worker import log_softmax
 from minnow.device.parity import check_parity, check_tokenizer, own_sequences, reference_scores
 from minnow.errors import UserError
 from minnow.loops import find_loop
-from minnow.rollout.records import Sampling
+from minnow.rollout import Guard, Sampling
+from minnow.rollout.text_guard import guard_text
 
 TEXTS = [
     "",
@@ -205,6 +206,27 @@ def test_engine_stops_a_loop_where_the_watch_sees_it(checkpoint: Path, exported:
         unwatched = llama.generate([[1, 20]], 300, stop=[7], ids_in_use=1)[0]
     assert answer.finish == "loop" and answer.loop == find_loop(answer.tokens) and len(answer.tokens) < 340
     assert (unwatched.finish, len(unwatched.tokens), unwatched.loop) == ("length", 300, None)
+
+
+def test_an_engine_continues_an_answer_for_the_text_guard(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
+    tokenizer = _tokenizer(checkpoint)
+    prompt = tokenizer.prompt([{"role": "user", "content": TEXTS[1]}])
+    with LlamaEngine(exported["F16"].file, tokenizer, rows=1) as engine:
+        whole = engine.generate([("p", prompt)], Sampling(max_new_tokens=100, stop_on_loop=False))[0]
+        ask = engine.continues(prompt, 100, chunk=16)
+        pieces, reason = [], None
+        stream = ask("", 0.0, ())
+        while reason is None:
+            try:
+                pieces.append(next(stream))
+            except StopIteration as ended:
+                reason = ended.value
+        assert "".join(pieces) == whole.text and len(pieces) > 1 and reason == whole.finish_reason
+        start = tokenizer.decode(whole.token_ids[:1], keep_special=True)
+        other = next(ask("", 0.0, (whole.text,)))
+        assert not other.startswith(start)
+        answer = guard_text(engine.continues(prompt, 300), Guard(rewinds=2, temperature=1.0))
+    assert (answer.finish_reason == "loop") == (answer.loop is not None) and answer.rewinds <= 2
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

@@ -148,6 +148,7 @@ class LlamaCpp:
         ids_in_use: int | None = None,
         stop_on_loop: bool = False,
         pieces: Sequence[str] = (),
+        banned: Sequence[int] = (),
     ) -> list[Generated]:
         """Answer each prompt, greedily at temperature 0; the draw of prompt ``i`` depends on ``(seed, i)`` alone.
 
@@ -156,6 +157,7 @@ class LlamaCpp:
             ids_in_use: ids from here on (rows that only pad the embedding) are never drawn.
             stop_on_loop: end an answer once a loop has lasted (:data:`minnow.loops.CUT_AFTER`).
             pieces: what each id spells, so that numbers, marks and records are known when a loop is judged.
+            banned: ids that no answer begins with.
 
         Raises:
             UserError: an empty prompt, or one that leaves no room for an answer within ``n_ctx``.
@@ -172,6 +174,7 @@ class LlamaCpp:
             ids_in_use=self.info["vocab_size"] if ids_in_use is None else ids_in_use,
             stop_on_loop=stop_on_loop,
             pieces=list(pieces),
+            banned=list(banned),
         )
         return [
             Generated(each["tokens"], each["log_probs"], each["finish"], Loop(**each["loop"]) if each["loop"] else None)

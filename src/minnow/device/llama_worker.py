@@ -127,6 +127,7 @@ class Worker:
         ids_in_use: int,
         stop_on_loop: bool,
         pieces: list[str],
+        banned: list[int],
     ) -> list[dict[str, Any]]:
         """Answer every prompt, as many at once as there are sequences; the stop token is the answer's last."""
         llama, stops = self.llama, set(stop)
@@ -151,6 +152,9 @@ class Worker:
                     if watch is not None:
                         watch.reset(row)
                     logits = self._prefill(np.asarray(prompts[index], np.int32), row)
+                    if banned:
+                        logits = logits.copy()
+                        logits[:, banned] = -np.inf
                     self._sample({row: slots[row]}, logits[:, :ids_in_use], temperature, watch)
             for row, slot in list(slots.items()):
                 finish = _finish(slot, stops, max_new_tokens, llama.n_ctx)
