@@ -203,15 +203,15 @@ class TorchEngine:
             wanted = torch.minimum(wanted, whole.nextafter(torch.zeros_like(whole)))
             chosen[places] = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
         for place, row in enumerate(flight):
-            chosen[place] = row.rewound.forced.get(len(row.tokens), chosen[place])
+            if len(row.tokens) in row.rewound.forced:
+                chosen[place] = row.rewound.forced[len(row.tokens)]
         log_probs = logits.gather(1, chosen[:, None])[:, 0] - total
         return chosen, log_probs
 
     def _temperature(self, row: _Row) -> float:
-        warm = self.guard is not None and len(row.tokens) < row.rewound.warm_until
-        return (
-            max(row.sampling.temperature, self.guard.temperature) if warm and self.guard else row.sampling.temperature
-        )
+        if self.guard is None or len(row.tokens) >= row.rewound.warm_until:
+            return row.sampling.temperature
+        return max(row.sampling.temperature, self.guard.temperature)
 
     def _allowed(self, logits: Tensor, flight: list[_Row]) -> Tensor:
         """The logits without the ids that the guard has banned where a row stands."""
@@ -242,7 +242,7 @@ class TorchEngine:
             return "loop", loop
         if len(row.tokens) < row.sampling.max_new_tokens:
             return None, None
-        loop = find_loop(row.tokens, self.lexicon)
+        loop = find_loop(row.tokens, self.lexicon)  # of any length: more tokens will not come
         return "loop" if loop is not None and (row.sampling.stop_on_loop or self.guard is not None) else "length", loop
 
     def _rewind(self, row: _Row, loop: Loop) -> bool:
