@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import find_loop
+from minnow.loops import CUT_AFTER, find_loop
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
 from minnow.rollout import Prompt, Rollout, Sampling, TorchEngine
@@ -130,8 +130,8 @@ def test_special_tokens_stay_in_the_text(tiny_model: Backbone, words: Tokenizer)
 def test_a_loop_is_stopped_early_and_only_when_asked(tiny_model: Backbone, words: Tokenizer) -> None:
     model = pulled(tiny_model, 100, 50.0)
     engine, prompts = TorchEngine(model, words, rows=2), prompts_of(3)  # the third is watched in a slot used before
-    for rollout in engine.generate(prompts, Sampling(max_new_tokens=200)):
-        assert rollout.finish_reason == "loop" and len(rollout.token_ids) < 64
+    for rollout in engine.generate(prompts, Sampling(max_new_tokens=400)):
+        assert rollout.finish_reason == "loop" and 2 * CUT_AFTER // 5 <= len(rollout.token_ids) < 330
         assert rollout.loop == find_loop(rollout.token_ids) and rollout.loop is not None
         assert rollout.loop.kind == "token" and rollout.token_ids[-1] == 100
     for rollout in engine.generate(prompts, Sampling(max_new_tokens=200, stop_on_loop=False)):

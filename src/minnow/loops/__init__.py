@@ -19,9 +19,10 @@ from minnow.loops.rules import (
     vllm_tail,
 )
 from minnow.loops.symbols import Lexicon
-from minnow.loops.watch import LoopWatch, TextWatch
+from minnow.loops.watch import CUT_AFTER, LoopWatch, TextWatch, has_lasted
 
 __all__ = [
+    "CUT_AFTER",
     "RULES",
     "Diagnosis",
     "Lexicon",
@@ -36,6 +37,7 @@ __all__ = [
     "find_loops",
     "find_text_loop",
     "find_text_loops",
+    "has_lasted",
     "repeated_ngram_share",
     "rule_watch",
     "trl_ngram_penalty",

@@ -20,7 +20,8 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         max_new_tokens: the budget of one answer.
-        stop_on_loop: end a row as soon as a loop is certain (its reason is then ``"loop"``).
+        stop_on_loop: end a row once a loop has lasted (:data:`minnow.loops.CUT_AFTER`; its reason is then ``"loop"``),
+            and call an answer that loops at the end of its budget ``"loop"`` rather than ``"length"``.
     """
 
     temperature: float = 0.0
@@ -46,6 +47,8 @@ class Rollout:
         finish_reason: ``"stop"``, ``"length"`` or ``"loop"``.
         log_probs: of each completion token under the model (temperature 1); empty when the engine has none.
         loop: the loop the answer ends in, whether or not it was stopped for it.
+        rewinds: how often the guard took the answer back; ``discarded``: the tokens thrown away for that, which are in
+            none of the other fields.
     """
 
     prompt_id: str
@@ -56,6 +59,8 @@ class Rollout:
     sampling: Sampling
     log_probs: list[float] = field(default_factory=list)
     loop: Loop | None = None
+    rewinds: int = 0
+    discarded: int = 0
 
 
 class Engine(Protocol):
