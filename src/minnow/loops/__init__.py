@@ -9,6 +9,7 @@ verdicts on the same things (:class:`Paired`). numpy, and C where there is a com
 from minnow.loops.cause import Diagnosis, diagnose
 from minnow.loops.find import Loop, find_loop, find_loops, find_text_loop, find_text_loops
 from minnow.loops.paired import Paired
+from minnow.loops.penalties import Dry, LzPenalty, Penalty, breaker_tokens
 from minnow.loops.rate import Rate
 from minnow.loops.rules import (
     RULES,
@@ -25,13 +26,17 @@ __all__ = [
     "CUT_AFTER",
     "RULES",
     "Diagnosis",
+    "Dry",
     "Lexicon",
     "Loop",
     "LoopWatch",
+    "LzPenalty",
     "Paired",
+    "Penalty",
     "Rate",
     "TextLoop",
     "TextWatch",
+    "breaker_tokens",
     "diagnose",
     "find_loop",
     "find_loops",
