@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import CUT_AFTER, Lexicon, Loop, LoopWatch, find_loop
+from minnow.loops import CUT_AFTER, Lexicon, Loop, LoopWatch, Penalty, find_loop
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
@@ -64,6 +64,8 @@ class TorchEngine:
         rows: the most rows decoded together.
         min_refill: finished rows that trigger compaction and refill, as a share of the rows in flight.
         guard: what to do about answers that loop; without one they are cut (``Sampling.stop_on_loop``) or go on.
+        penalties: what is taken off the logits before a token is chosen, in every call; log-probabilities stay the
+            model's.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class TorchEngine:
         rows: int = 512,
         min_refill: float = 0.25,
         guard: Guard | None = None,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
-        self.model, self.tokenizer, self.guard = model, tokenizer, guard
+        self.model, self.tokenizer, self.guard, self.penalties = model, tokenizer, guard, penalties
         self.rows, self.min_refill = rows, min_refill
 
     @cached_property
@@ -186,7 +189,7 @@ class TorchEngine:
         logits = self.model.logits(hidden).float()
         # Rows of the embedding that stand for no token count in the total, as they do in training.
         chosen, total = kernels.highest(logits, self.tokenizer.vocab_size)
-        allowed = self._allowed(logits, flight)
+        allowed = self._allowed(self._penalised(logits, flight), flight)
         if allowed is not logits:
             chosen = kernels.highest(allowed, self.tokenizer.vocab_size)[0]
         drawn = [place for place, row in enumerate(flight) if self._temperature(row) > 0 and not row.done]
@@ -212,6 +215,18 @@ class TorchEngine:
         if self.guard is None or len(row.tokens) >= row.rewound.warm_until:
             return row.sampling.temperature
         return max(row.sampling.temperature, self.guard.temperature)
+
+    def _penalised(self, logits: Tensor, flight: list[_Row]) -> Tensor:
+        if not self.penalties:
+            return logits
+        logits = logits.clone()
+        for place, row in enumerate(flight):
+            if not row.done:
+                prompt, output = np.array(row.prompt[1]), np.array(row.tokens, np.int64)
+                for penalty in self.penalties:
+                    ids, taken = penalty.amounts(prompt, output, self.tokenizer.vocab_size)
+                    logits[place, torch.from_numpy(ids)] -= torch.from_numpy(taken)
+        return logits
 
     def _allowed(self, logits: Tensor, flight: list[_Row]) -> Tensor:
         """The logits without the ids that the guard has banned where a row stands."""
