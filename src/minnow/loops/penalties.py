@@ -153,12 +153,21 @@ _NOTHING: Amounts = np.zeros(0, np.int64), np.zeros(0, np.float32)
 def suffix_matches(tokens: NDArray[Any], most: int) -> NDArray[np.int64]:
     """How far what ends at each place, the last one excepted, is what ``tokens`` end in: [n - 1] lengths to ``most``."""
     lengths = np.zeros(max(0, tokens.size - 1), np.int64)
-    places, length = np.arange(lengths.size), 0
+    most = min(most, lengths.size)
+    if most < 1:
+        return lengths
+    places, length = np.flatnonzero(tokens[:-1] == tokens[-1]), 1
+    lengths[places] = 1
+    padded = np.concatenate([np.full(most, -1), tokens])
     while places.size and length < most:
-        places = places[tokens[places - length] == tokens[-1 - length]]
-        length += 1
-        lengths[places] = length
-        places = places[places >= length]
+        # Twice as many tokens at a time: what repeats for long is seen in a few rounds.
+        width = min(length, most - length)
+        back = np.arange(length, length + width)
+        same = padded[places[:, None] + (most - back)] == tokens[-1 - back]
+        run = np.where(same.all(1), width, same.argmin(1))
+        lengths[places] += run
+        places = places[run == width]
+        length += width
     return lengths
 
 

@@ -55,11 +55,13 @@ class PenaltyProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = input_ids.cpu().numpy()
         self._call.begins(tokens, 0)
-        scores, cut = scores.clone(), self._call.prompt
-        for row, ids in enumerate(tokens):
-            for penalty in self._penalties:
-                places, taken = penalty.amounts(ids[:cut], ids[cut:], scores.shape[1])
-                scores[row, torch.from_numpy(places).to(scores.device)] -= torch.from_numpy(taken).to(scores)
+        cut = self._call.prompt
+        for penalty in self._penalties:
+            found = [penalty.amounts(ids[:cut], ids[cut:], scores.shape[1]) for ids in tokens]
+            rows = np.repeat(np.arange(len(found)), [ids.size for ids, _ in found])
+            places = torch.from_numpy(np.stack([rows, np.concatenate([ids for ids, _ in found])]))
+            taken = torch.from_numpy(np.concatenate([amounts for _, amounts in found]))
+            scores = scores.index_put(tuple(places.to(scores.device)), -taken.to(scores), accumulate=True)
         return scores
 
 
