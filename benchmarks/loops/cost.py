@@ -105,7 +105,7 @@ def cost_of_watching(context: int, rounds: int, tokenizer: Tokenizer, theirs: Pr
 
 
 def cost_of_penalties(context: int, rounds: int, tokenizer: Tokenizer, steps: int = 100) -> list[dict]:
-    """Of a step behind ``context`` tokens, the copy of the logits that every processor makes included."""
+    """Of a step behind ``context`` tokens, the copy of the logits that a penalty makes included."""
     breakers = breaker_tokens(tokenizer.decode([token]) for token in range(tokenizer.vocab_size))
     ways: dict[str, tuple[Penalty, ...]] = {
         "a processor that does nothing": (),

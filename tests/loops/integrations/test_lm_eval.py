@@ -42,6 +42,11 @@ metric_list:
 """
 
 
+def test_the_documentation_shows_what_is_tested() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/loops.md").read_text(encoding="utf-8")
+    assert page.partition("```yaml\n")[2].partition("```")[0] in TASK
+
+
 def test_in_a_task_of_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.api.model import LM

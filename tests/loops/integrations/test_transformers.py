@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,22 @@ def test_a_looping_model_is_cut_where_it_would_have_gone_on(
     assert stop.loops
     for row, loop in stop.loops.items():
         assert loop.end < 300 and torch.equal(cut[row, : loop.end], whole[row, : loop.end])
+
+
+def test_the_documentation_runs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/loops.md").read_text(encoding="utf-8")
+    section = page.partition("## In your own stack")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: generate(**given | {"max_new_tokens": 16}))
+    inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt", add_special_tokens=False)
+    inputs.pop("token_type_ids", None)
+    names: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "inputs": inputs}
+    for block in blocks:
+        exec(block, names)  # noqa: S102 (the page's own code)
+        if "output = " in block:
+            assert names["output"].shape[1] > inputs["input_ids"].shape[1], block
+    assert len(blocks) == 5
+    assert names["reward_funcs"][0](completions=["all well"]) == [0.0] and names["loop_rate"]([], ["all well"]) == 0.0
