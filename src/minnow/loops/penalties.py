@@ -90,15 +90,17 @@ class Dry:
         single = np.flatnonzero(self._single[np.minimum(tokens, self._single.size - 1)])
         if single.size:
             nearest, longest = tokens.size - 1 - int(single[-1]), 0
-        for breaker in self.breakers:
-            tail = len(breaker) - 1
-            if tail:
-                found = occurrences(tokens, breaker)
-                back = tokens.size - 1 - int(found[-1]) if found.size else tokens.size
-                # As in llama.cpp, the one that begins nearest counts, and the longest of those.
-                if back < nearest or (back == nearest < tokens.size and tail > longest):
-                    nearest, longest = back, tail
+        for breaker in self._long:
+            found, tail = occurrences(tokens, breaker), len(breaker) - 1
+            back = tokens.size - 1 - int(found[-1]) if found.size else tokens.size
+            # As in llama.cpp, the one that begins nearest counts, and the longest of those.
+            if back < nearest or (back == nearest < tokens.size and tail > longest):
+                nearest, longest = back, tail
         return nearest - longest
+
+    @cached_property
+    def _long(self) -> list[Sequence[int]]:
+        return [breaker for breaker in self.breakers if len(breaker) > 1]
 
     @cached_property
     def _single(self) -> NDArray[np.bool_]:
