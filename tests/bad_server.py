@@ -66,25 +66,25 @@ class BadServer:
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             status, headers, steps = self.reply(body, count)
-            if steps and steps[0] == HANG:
-                self.closing.wait(20)
-                return
-            handler.send_response(status)
-            for name, value in headers.items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            for step in steps:
-                if step == HANG:
-                    self.closing.wait(20)
-                elif step == CUT:
-                    handler.connection.close()
-                    return
-                elif isinstance(step, bytes):
-                    handler.wfile.write(step)
-                    handler.wfile.flush()
         finally:
-            with self._lock:
+            with self._lock:  # before the answer goes out: its last bytes may bring the next request at once
                 self.at_once -= 1
+        if steps and steps[0] == HANG:
+            self.closing.wait(20)
+            return
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        for step in steps:
+            if step == HANG:
+                self.closing.wait(20)
+            elif step == CUT:
+                handler.connection.close()
+                return
+            elif isinstance(step, bytes):
+                handler.wfile.write(step)
+                handler.wfile.flush()
 
 
 @contextmanager

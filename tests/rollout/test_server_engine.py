@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -65,8 +66,11 @@ def test_answers_come_with_their_prompts_whatever_the_order() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_at_once_than_asked_for(concurrency: int) -> None:
+    together = threading.Barrier(concurrency, timeout=20)
+
     def reply(body: dict[str, Any], _: int) -> Reply:
-        time.sleep(0.03)
+        together.wait()
+        time.sleep(0.03)  # a request too many would come in now
         return spoken("yes")
 
     answers, server = asked(reply, *map(str, range(9)), concurrency=concurrency)
