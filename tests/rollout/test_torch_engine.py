@@ -169,6 +169,10 @@ def test_a_loop_is_stopped_early_and_only_when_asked(tiny_model: Backbone, words
         assert rollout.finish_reason == "loop" and 2 * CUT_AFTER // 5 <= len(rollout.token_ids) < 330
         assert rollout.loop == find_loop(rollout.token_ids) and rollout.loop is not None
         assert rollout.loop.kind == "token" and rollout.token_ids[-1] == 100
+    # As soon as it is one, in the rows that ask for it.
+    samplings = [Sampling(max_new_tokens=400, persistence=0), Sampling(max_new_tokens=400)]
+    soon, late = (len(rollout.token_ids) for rollout in engine.generate(prompts[:2], samplings))
+    assert soon <= 56 and late >= 2 * CUT_AFTER // 5
     for rollout in engine.generate(prompts, Sampling(max_new_tokens=200, stop_on_loop=False)):
         assert rollout.finish_reason == "length" and len(rollout.token_ids) == 200
         assert rollout.loop == find_loop(rollout.token_ids) and rollout.loop is not None
@@ -277,7 +281,7 @@ def test_prompts_that_cannot_be_answered_are_named(
         TorchEngine(tiny_model, words).generate([("p", [20]), ("q", prompt)], Sampling(max_new_tokens=tokens))
 
 
-@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"max_new_tokens": 0}, {"persistence": -1}])
 def test_sampling_that_cannot_be_is_refused(values: dict) -> None:
     with pytest.raises(UserError, match="cannot be sampled"):
         Sampling(**values)

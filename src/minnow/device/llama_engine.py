@@ -73,6 +73,7 @@ class LlamaEngine:
             stop=[self.tokenizer.eos_id],
             ids_in_use=self.tokenizer.vocab_size,
             stop_on_loop=sampling.stop_on_loop,
+            persistence=sampling.persistence,
             pieces=self._pieces if sampling.stop_on_loop else (),
         )
         rollouts = []

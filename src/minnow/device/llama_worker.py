@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minnow.loops import CUT_AFTER, Lexicon, Loop, LoopWatch
+from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
     from minnow.device.llama_cpp_api import Llama
@@ -126,6 +126,7 @@ class Worker:
         stop: list[int],
         ids_in_use: int,
         stop_on_loop: bool,
+        persistence: int,
         pieces: list[str],
         banned: list[int],
     ) -> list[dict[str, Any]]:
@@ -138,7 +139,7 @@ class Worker:
             watch = LoopWatch(
                 llama.sequences,
                 lexicon=Lexicon(pieces) if pieces else None,
-                persistence=CUT_AFTER,
+                persistence=persistence,
                 text=(lambda row: "".join(pieces[token] for token in slots[row].tokens)) if pieces else None,
             )
         answers: list[dict[str, Any]] = [{} for _ in prompts]

@@ -49,7 +49,7 @@ class LoopWatch:
     16,384 are kept.
 
     Args:
-        persistence: how long a loop must have lasted to be reported (:func:`has_lasted`).
+        persistence: how long a loop must have lasted to be reported (:func:`has_lasted`), of every row or by row.
         text: ``text(row)`` is what the row's tokens so far spell, asked for when a loop other than exact copies is to
             be reported: it is only if the text ends in a loop too. Text knows records and tool calls that ids do not.
     """
@@ -59,7 +59,7 @@ class LoopWatch:
         rows: int,
         check_every: int = 8,
         lexicon: Lexicon | None = None,
-        persistence: int = 0,
+        persistence: int | Callable[[int], int] = 0,
         text: Callable[[int], str] | None = None,
     ) -> None:
         if rows < 1 or check_every < 1:
@@ -80,7 +80,8 @@ class LoopWatch:
         return found
 
     def _certain(self, row: int, loop: Loop) -> bool:
-        if not has_lasted(loop, self._persistence):
+        persistence = self._persistence if isinstance(self._persistence, int) else self._persistence(row)
+        if not has_lasted(loop, persistence):
             return False
         return self._text is None or loop.kind in _EXACT or find_text_loop(self._text(row)) is not None
 

@@ -10,10 +10,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from minnow.loops import Loop, TextWatch
+from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
 from minnow.rollout.guard import Guard
 
-_CHARACTERS_A_TOKEN = 4
 _BANNED_CHARACTERS = 32
 _CHECK_EVERY = 16  # symbols
 
@@ -74,7 +73,7 @@ def guarded(
     banned: dict[int, tuple[str, ...]] = {}
     warm_temperature = max(temperature, guard.temperature)
     while True:
-        watch = TextWatch(_CHECK_EVERY, _CHARACTERS_A_TOKEN * guard.persistence, text)
+        watch = TextWatch(_CHECK_EVERY, CHARACTERS_A_TOKEN * guard.persistence, text)
         warm = len(text) < warm_until
         stream = source(text, warm_temperature if warm else temperature, banned.get(len(text), ()))
         loop, reason = None, None
@@ -103,5 +102,5 @@ def guarded(
             text += guard.closing
             yield guard.closing
         elif guard.warms(rewinds):
-            warm_until = place + _CHARACTERS_A_TOKEN * guard.stretch
+            warm_until = place + CHARACTERS_A_TOKEN * guard.stretch
     yield GuardedText(text, "loop" if loop is not None else str(reason), rewinds, discarded, loop)

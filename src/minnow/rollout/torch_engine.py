@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import CUT_AFTER, Lexicon, Loop, LoopWatch, Penalty, find_loop
+from minnow.loops import Lexicon, Loop, LoopWatch, Penalty, find_loop
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
@@ -115,7 +115,7 @@ class TorchEngine:
         watch = LoopWatch(
             self.rows,
             lexicon=self.lexicon,
-            persistence=CUT_AFTER if self.guard is None else self.guard.persistence,
+            persistence=lambda slot: (slots[slot].sampling if self.guard is None else self.guard).persistence,
             text=lambda slot: self._text(slots[slot].tokens),
         )
         free = list(range(self.rows))
