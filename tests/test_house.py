@@ -14,7 +14,7 @@ SOURCE = ROOT / "src/minnow"
 
 # docs/architecture.md: a package may import from those in lower layers, and these few in its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "files", "progress"}),
+    frozenset({"errors", "files", "native", "progress"}),
     frozenset({"data", "model", "loops"}),
     frozenset({"train", "rollout", "tasks"}),
     frozenset({"posttrain", "evaluate", "scaling", "device", "agent"}),
@@ -23,6 +23,8 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 SAME_LAYER = {
     ("files", "errors"),
+    ("native", "errors"),
+    ("native", "files"),  # a compiled library appears whole or not at all
     ("model", "data"),  # a checkpoint folder holds its tokenizer
     ("posttrain", "evaluate"),  # checkpoints are chosen by task score and loop rate
 }
@@ -81,8 +83,16 @@ def test_the_import_check_sees_a_wrong_import() -> None:
 def test_loops_needs_numpy_and_the_standard_library_only() -> None:
     import sys
 
-    tops = {name.split(".")[0] for path in (SOURCE / "loops").rglob("*.py") for name in imported(path)}
-    assert tops - sys.stdlib_module_names <= {"numpy", "minnow"}
+    folder = SOURCE / "loops"
+    integrations = folder / "integrations"
+    for path in folder.rglob("*.py"):
+        names = set(imported(path))
+        allowed = {"numpy", "minnow"}
+        if path == integrations / "transformers.py":
+            allowed |= {"torch", "transformers"}
+        assert {name.split(".")[0] for name in names} - sys.stdlib_module_names <= allowed, path
+        # Who imports ``minnow.loops`` gets none of the integrations.
+        assert path.is_relative_to(integrations) or not any("integrations" in name for name in names), path
 
 
 def test_the_pins_of_the_cpu_setup_name_what_the_package_depends_on() -> None:

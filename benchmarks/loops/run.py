@@ -26,6 +26,7 @@ from positives import POSITIVES, Case, positive
 
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.loops import (
+    CUT_AFTER,
     RULES,
     Lexicon,
     Loop,
@@ -39,6 +40,7 @@ from minnow.loops import (
 from minnow.loops.symbols import read_text
 
 MINNOW = "minnow"
+PERSISTENCES = (128, 320, CUT_AFTER)
 Found = Loop | TextLoop | None
 
 
@@ -145,14 +147,27 @@ def over_ids(cases: list[Case], part: str) -> dict[str, Any]:
         found, seconds = timed(lambda known=known: list(find_loops(rows, known, threads=1)))  # type: ignore[misc]
         report[name] = score(cases, found, seconds, tokens, in_text=False)
         report[f"{name}, streaming"] = streamed(cases, rows, known)
+    for persistence in PERSISTENCES:
+        report[f"{persistence} tokens, streaming"] = streamed(cases, rows, lexicon, persistence, tokenizer)
     return report
 
 
 def streamed(
-    cases: Sequence[Case], rows: Sequence[np.ndarray], lexicon: Lexicon | None, width: int = 64
+    cases: Sequence[Case],
+    rows: Sequence[np.ndarray],
+    lexicon: Lexicon | None,
+    persistence: int = 0,
+    tokenizer: Tokenizer | None = None,
+    width: int = 64,
 ) -> dict[str, Any]:
-    """64 rows side by side: clean rows cut, loops stopped, share of the looping part that was saved."""
-    watch = LoopWatch(width, lexicon=lexicon)
+    """64 rows side by side: clean rows cut, loops stopped, share of the looping part that was saved; with a
+    ``tokenizer`` as the engines cut, asking the text too."""
+
+    def text(slot: int) -> str:
+        assert tokenizer is not None
+        return tokenizer.decode(steps[: step + 1, slot][active[: step + 1, slot]])
+
+    watch = LoopWatch(width, lexicon=lexicon, persistence=persistence, text=text if tokenizer else None)
     order = sorted(range(len(rows)), key=lambda place: rows[place].size)
     cut: dict[str, list[bool]] = defaultdict(list)
     saved, spent, pushed = 0, 0.0, 0
@@ -182,6 +197,7 @@ def streamed(
     loops = [flag for kind, flags in cut.items() if kind in POSITIVES for flag in flags]
     return {
         "clean_rows_cut": Rate(sum(clean), len(clean)).as_dict(),
+        "recovered_cut": sum(cut["recovered"]),
         "cut_by_type": {kind: sum(flags) for kind, flags in cut.items() if kind in clean_types(cases) and any(flags)},
         "loops_stopped": Rate(sum(loops), len(loops)).as_dict(),
         "loop_tokens_saved": round(saved / max(1, sum(r.size for r, c in zip(rows, cases, strict=True) if c.loop)), 4),
@@ -259,7 +275,7 @@ def printed(report: dict[str, Any]) -> str:
         if name.endswith("streaming"):
             lines.append(
                 f"\n{name}: {one['clean_rows_cut']['count']} of {one['clean_rows_cut']['total']} clean rows cut "
-                f"{one['cut_by_type']}, {percent(one['loops_stopped'])} of loops stopped, "
+                f"{one['cut_by_type']}, {one['recovered_cut']} recovered, {percent(one['loops_stopped'])} of loops stopped, "
                 f"{one['loop_tokens_saved']:.1%} of their tokens saved, {one['tokens_per_second'] / 1e6:.2f}M tokens/s"
             )
     if "offline" in report:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_cases import NEGATIVES, Vocabulary, labelled_cases, prose, recovered, repeated_then_ended
 
-from minnow.loops import Lexicon, Loop, LoopWatch, TextWatch, find_loop, find_text_loop, native
+from minnow.loops import Lexicon, Loop, LoopWatch, TextWatch, find_loop, find_text_loop, has_lasted, native
 from minnow.loops.judge import TAIL
 from minnow.loops.native import Native
 
@@ -99,6 +99,70 @@ def test_a_reset_row_starts_anew_in_python() -> None:
     reset_and_idle()
 
 
+def test_a_loop_has_lasted_when_it_is_long_and_half_of_the_output() -> None:
+    def loop(kind: str, onset: int, end: int) -> Loop:
+        return Loop(kind, onset, 10, 8.0, end)
+
+    assert has_lasted(loop("template", 900, 901), 0)
+    assert [has_lasted(loop("template", 100, end), 500) for end in (599, 600)] == [False, True]
+    assert [has_lasted(loop("period", 100, end), 500) for end in (299, 300)] == [False, True]
+    assert [has_lasted(loop("period", 600, end), 500) for end in (1199, 1200)] == [False, True]
+
+
+def lasting() -> None:
+    """A loop is reported when it has lasted; one that is left before is not, nor one that the text does not show."""
+    rng = random.Random(4)
+    plain = [rng.randint(100, 900) for _ in range(60)]
+    loop, passing = [1, 2, 3, 4, 5, 6, 7] * 40, [1, 2, 3, 4, 5, 6, 7] * 12
+    near = [token if i % 45 else rng.randint(1000, 2000) for i, token in enumerate(list(range(20, 42)) * 16)]
+    rows = [plain + loop, plain + passing + plain, plain + near, plain + near]
+    asked: list[int] = []
+
+    def text(row: int) -> str:
+        asked.append(row)
+        return "round and round " * 60 if row == 2 else "from here to there"
+
+    watch = LoopWatch(4, lexicon=None, persistence=200, text=text)
+    found: dict[int, tuple[int, Loop]] = {}
+    for step in range(max(map(len, rows))):
+        active = np.array([step < len(row) for row in rows])
+        tokens = np.array([row[step] if step < len(row) else 0 for row in rows])
+        found |= {row: (step + 1, loop) for row, loop in watch.push(tokens, active).items()}
+    assert set(found) == {0, 2} and found[0][1].kind == "period" and found[2][1].kind == "near_copy"
+    assert 60 + 7 + 80 <= found[0][0] < 60 + 7 + 100 and found[2][1].end - found[2][1].onset >= 200
+    assert set(asked) == {2, 3}, "exact copies need no text"
+
+
+def test_a_persistent_watch_waits_for_loops_that_last() -> None:
+    lasting()
+
+
+@pytest.mark.usefixtures("python")
+def test_a_persistent_watch_waits_in_python() -> None:
+    lasting()
+
+
+def begun_again() -> None:
+    watch, first = LoopWatch(2), np.array([True, False])
+    for _ in range(3):
+        watch.reset(0, [7, 8, 9] * 30)
+        for step in range(8):
+            assert watch.push(np.array([50 + step, 0]), first) == {}, "what the row was given is not reported"
+    watch.reset(0, [7, 8, 9] * 10)
+    found = [watch.push(np.array([token, 0]), first) for token in [7, 8, 9] * 20]
+    (loop,) = [each[0] for each in found if each]
+    assert (loop.onset, loop.period) == (3, 3), "what the row was given counts as its output"
+
+
+def test_a_row_may_begin_with_tokens() -> None:
+    begun_again()
+
+
+@pytest.mark.usefixtures("python")
+def test_a_row_may_begin_with_tokens_in_python() -> None:
+    begun_again()
+
+
 def test_long_rows_are_watched_in_bounded_memory() -> None:
     rng = np.random.default_rng(0)
     fresh = rng.integers(10, 2**31 - 1, 70_000)
@@ -155,3 +219,15 @@ def test_a_text_in_pieces_gets_the_verdict_of_the_whole(seed: int, size: int, lo
     reports = [watch.push(text[place : place + size]) for place in range(0, len(text), size)]
     assert watch.finish() == find_text_loop(text)
     assert sum(report is not None for report in reports) <= 1
+
+
+def test_a_text_may_go_on_and_has_to_last() -> None:
+    start, round_ = "It was a fine day. ", "the old wheel turns and "
+    reported = {}
+    for persistence in (0, 2500):
+        watch = TextWatch(16, persistence, start + round_ * 30)
+        found = [watch.push(round_) for _ in range(120)]
+        (place,) = [place for place, loop in enumerate(found) if loop is not None]
+        assert found[place].onset == len(start + round_)  # type: ignore[union-attr]
+        reported[persistence] = place
+    assert reported[0] == 0 and 1000 <= len(round_) * (29 + reported[2500] + 1) < 1100 + len(round_)

@@ -213,7 +213,7 @@ def test_odd_answers_are_answers() -> None:
 def test_an_answer_is_stopped_at_its_loop_when_asked() -> None:
     """Nobody waits for the rest, which never comes."""
     pieces = [event(delta={"content": ROUND[at : at + 5]}) for at in range(0, len(ROUND), 5)]
-    (stopped,), server = asked(lambda *_: stream([*pieces, HANG]), "one", sampling=Sampling(0.0, 9999))
+    (stopped,), server = asked(lambda *_: stream([*pieces, HANG]), "one", sampling=Sampling(0.0, 9999, persistence=0))
     assert stopped.finish_reason == "loop" and stopped.loop is not None and len(server.bodies) == 1
     found = find_text_loop(stopped.text)
     assert found is not None and len(stopped.text) < len(ROUND) / 3

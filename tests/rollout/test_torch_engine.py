@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import find_loop
+from minnow.loops import CUT_AFTER, Dry, LzPenalty, Penalty, find_loop
+from minnow.loops.integrations.transformers import PenaltyProcessor
+from minnow.loops.penalties import Amounts
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
 from minnow.rollout import Prompt, Rollout, Sampling, TorchEngine
@@ -58,6 +61,38 @@ def test_greedy_equals_transformers(tmp_path: Path, stopping: Backbone, words: T
         assert (rollout.prompt_id, rollout.prompt_ids) == (name, ids)
         assert rollout.token_ids == wanted
     assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+
+
+def test_penalties_are_those_of_generate(tmp_path: Path, tiny_model: Backbone, words: Tokenizer) -> None:
+    """Greedy rows with DRY and the LZ penalty, refilled here; the log-probabilities stay the model's."""
+    model = pulled(tiny_model, 100, 4.0)
+    save_checkpoint(model, words, tmp_path / "checkpoint")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    theirs.generation_config.suppress_tokens = list(range(words.vocab_size, model.config.vocab_size))
+    prompts, sampling = prompts_of(6), Sampling(max_new_tokens=60, stop_on_loop=False)
+    penalties = [Dry(0.4, breakers=[(20,)]), LzPenalty(0.1, 48, 8)]
+    rollouts = TorchEngine(model, words, rows=4, penalties=penalties).generate(prompts, sampling)
+    # The embedding has rows beyond the tokenizer's ids: a smaller code there, so the vocabulary is told.
+    processor = PenaltyProcessor(*(_Told(penalty, words.vocab_size) for penalty in penalties))
+    for (_, ids), rollout in zip(prompts, rollouts, strict=True):
+        given = torch.tensor([ids])
+        out = theirs.generate(given, max_new_tokens=60, do_sample=False, logits_processor=[processor])
+        assert rollout.token_ids == out[0, len(ids) :].tolist()
+    plain = TorchEngine(model, words).generate(prompts, sampling)
+    assert all(a.token_ids != b.token_ids for a, b in zip(rollouts, plain, strict=True))
+    batch = pack_sequences([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts], 128)
+    wanted = completion_log_probs(model, batch).detach()
+    for i, rollout in enumerate(rollouts):
+        torch.testing.assert_close(torch.tensor(rollout.log_probs), wanted[batch.sequences == i], atol=1e-4, rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class _Told:
+    penalty: Penalty
+    vocabulary: int
+
+    def amounts(self, prompt: np.ndarray, output: np.ndarray, vocabulary: int) -> Amounts:
+        return self.penalty.amounts(prompt, output, self.vocabulary)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -130,10 +165,14 @@ def test_special_tokens_stay_in_the_text(tiny_model: Backbone, words: Tokenizer)
 def test_a_loop_is_stopped_early_and_only_when_asked(tiny_model: Backbone, words: Tokenizer) -> None:
     model = pulled(tiny_model, 100, 50.0)
     engine, prompts = TorchEngine(model, words, rows=2), prompts_of(3)  # the third is watched in a slot used before
-    for rollout in engine.generate(prompts, Sampling(max_new_tokens=200)):
-        assert rollout.finish_reason == "loop" and len(rollout.token_ids) < 64
+    for rollout in engine.generate(prompts, Sampling(max_new_tokens=400)):
+        assert rollout.finish_reason == "loop" and 2 * CUT_AFTER // 5 <= len(rollout.token_ids) < 330
         assert rollout.loop == find_loop(rollout.token_ids) and rollout.loop is not None
         assert rollout.loop.kind == "token" and rollout.token_ids[-1] == 100
+    # As soon as it is one, in the rows that ask for it.
+    samplings = [Sampling(max_new_tokens=400, persistence=0), Sampling(max_new_tokens=400)]
+    soon, late = (len(rollout.token_ids) for rollout in engine.generate(prompts[:2], samplings))
+    assert soon <= 56 and late >= 2 * CUT_AFTER // 5
     for rollout in engine.generate(prompts, Sampling(max_new_tokens=200, stop_on_loop=False)):
         assert rollout.finish_reason == "length" and len(rollout.token_ids) == 200
         assert rollout.loop == find_loop(rollout.token_ids) and rollout.loop is not None
@@ -242,7 +281,7 @@ def test_prompts_that_cannot_be_answered_are_named(
         TorchEngine(tiny_model, words).generate([("p", [20]), ("q", prompt)], Sampling(max_new_tokens=tokens))
 
 
-@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"max_new_tokens": 0}, {"persistence": -1}])
 def test_sampling_that_cannot_be_is_refused(values: dict) -> None:
     with pytest.raises(UserError, match="cannot be sampled"):
         Sampling(**values)

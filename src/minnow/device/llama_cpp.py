@@ -19,7 +19,7 @@ import numpy as np
 
 import minnow
 from minnow.errors import UserError
-from minnow.loops import Loop
+from minnow.loops import CUT_AFTER, Loop
 
 _GGUF_MAGIC = b"GGUF"
 
@@ -147,13 +147,18 @@ class LlamaCpp:
         stop: Sequence[int] | None = None,
         ids_in_use: int | None = None,
         stop_on_loop: bool = False,
+        persistence: int = CUT_AFTER,
+        pieces: Sequence[str] = (),
+        banned: Sequence[int] = (),
     ) -> list[Generated]:
         """Answer each prompt, greedily at temperature 0; the draw of prompt ``i`` depends on ``(seed, i)`` alone.
 
         Args:
             stop: ids that end an answer; the file's end token by default.
             ids_in_use: ids from here on (rows that only pad the embedding) are never drawn.
-            stop_on_loop: end an answer as soon as a loop is certain.
+            stop_on_loop: end an answer once a loop has lasted ``persistence`` tokens.
+            pieces: what each id spells, so that numbers, marks and records are known when a loop is judged.
+            banned: ids that no answer begins with.
 
         Raises:
             UserError: an empty prompt, or one that leaves no room for an answer within ``n_ctx``.
@@ -169,6 +174,9 @@ class LlamaCpp:
             stop=[self.info["eos"]] if stop is None else list(stop),
             ids_in_use=self.info["vocab_size"] if ids_in_use is None else ids_in_use,
             stop_on_loop=stop_on_loop,
+            persistence=persistence,
+            pieces=list(pieces),
+            banned=list(banned),
         )
         return [
             Generated(each["tokens"], each["log_probs"], each["finish"], Loop(**each["loop"]) if each["loop"] else None)

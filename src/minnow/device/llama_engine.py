@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_cpp import LlamaCpp
 from minnow.loops import find_loop
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
+from minnow.rollout.text_guard import Continues
 
 _CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
 
@@ -28,6 +30,10 @@ class LlamaEngine:
     def __init__(self, file: Path, tokenizer: Tokenizer, rows: int = 16, threads: int = 1) -> None:
         self.file, self.tokenizer, self.rows, self.threads = file, tokenizer, rows, threads
         self._llama: LlamaCpp | None = None
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return [self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)]
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +73,8 @@ class LlamaEngine:
             stop=[self.tokenizer.eos_id],
             ids_in_use=self.tokenizer.vocab_size,
             stop_on_loop=sampling.stop_on_loop,
+            persistence=sampling.persistence,
+            pieces=self._pieces if sampling.stop_on_loop else (),
         )
         rollouts = []
         for (name, ids), answer in zip(prompts, answers, strict=True):
@@ -78,6 +86,39 @@ class LlamaEngine:
                 finish = "loop" if loop is not None and sampling.stop_on_loop else finish
             rollouts.append(Rollout(name, ids, answer.tokens, text, finish, sampling, answer.log_probs, loop))
         return rollouts
+
+    def continues(self, prompt: Sequence[int], max_new_tokens: int, seed: int = 0, chunk: int = 64) -> Continues:
+        """What :func:`minnow.rollout.text_guard.guarded` asks of an answer to ``prompt``, of at most ``max_new_tokens``.
+
+        The text comes ``chunk`` tokens at a time, for each of which the prompt and the answer so far are read again.
+        """
+
+        def ask(text: str, temperature: float, banned: tuple[str, ...]) -> Generator[str, None, str]:
+            ids = [*prompt, *self.tokenizer.encode_chat(text)]
+            begun, shown = len(ids), ""
+            first = [self.tokenizer.encode_chat(each)[0] for each in banned]
+            while (room := len(prompt) + max_new_tokens - len(ids)) > 0:
+                answer = self._worker(len(prompt) + max_new_tokens).generate(
+                    [ids],
+                    min(chunk, room),
+                    temperature,
+                    seed + len(ids),
+                    stop=[self.tokenizer.eos_id],
+                    ids_in_use=self.tokenizer.vocab_size,
+                    banned=first if len(ids) == begun else (),
+                )[0]
+                ended = answer.finish == "stop"
+                ids += answer.tokens[:-1] if ended else answer.tokens
+                # A character may still lack its last bytes.
+                written = self.tokenizer.decode(ids[begun:], keep_special=True)
+                written = written if ended or len(answer.tokens) == room else written.rstrip("\ufffd")
+                yield written[len(shown) :]
+                if ended:
+                    return "stop"
+                shown = written
+            return "length"
+
+        return ask
 
     def _worker(self, positions: int) -> LlamaCpp:
         if self._llama is None or self._llama.n_ctx < positions:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minnow.loops import Loop, LoopWatch
+from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
     from minnow.device.llama_cpp_api import Llama
@@ -126,14 +126,24 @@ class Worker:
         stop: list[int],
         ids_in_use: int,
         stop_on_loop: bool,
+        persistence: int,
+        pieces: list[str],
+        banned: list[int],
     ) -> list[dict[str, Any]]:
         """Answer every prompt, as many at once as there are sequences; the stop token is the answer's last."""
         llama, stops = self.llama, set(stop)
         llama.clear()
-        watch = LoopWatch(llama.sequences) if stop_on_loop else None
+        slots: dict[int, _Slot] = {}
+        watch = None
+        if stop_on_loop:
+            watch = LoopWatch(
+                llama.sequences,
+                lexicon=Lexicon(pieces) if pieces else None,
+                persistence=persistence,
+                text=(lambda row: "".join(pieces[token] for token in slots[row].tokens)) if pieces else None,
+            )
         answers: list[dict[str, Any]] = [{} for _ in prompts]
         waiting = deque(range(len(prompts)))
-        slots: dict[int, _Slot] = {}
         while waiting or slots:
             for row in range(llama.sequences):
                 if row not in slots and waiting:
@@ -143,6 +153,9 @@ class Worker:
                     if watch is not None:
                         watch.reset(row)
                     logits = self._prefill(np.asarray(prompts[index], np.int32), row)
+                    if banned:
+                        logits = logits.copy()
+                        logits[:, banned] = -np.inf
                     self._sample({row: slots[row]}, logits[:, :ids_in_use], temperature, watch)
             for row, slot in list(slots.items()):
                 finish = _finish(slot, stops, max_new_tokens, llama.n_ctx)

@@ -21,7 +21,9 @@ LOOP, LONG_ANSWER, BUDGET, TEMPLATE = "loop", "long answer", "budget", "template
 SMALL_BUDGET = 1024
 """Tokens below which an answer that was cut without a loop says more about the budget than about the answer."""
 
-_CHARACTERS_A_TOKEN = 4
+CHARACTERS_A_TOKEN = 4
+"""About, where only text is at hand."""
+
 _ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call"}
 _CUT = {"length", "max_tokens", "max_length", "model_length"}
 
@@ -68,7 +70,7 @@ def diagnose(
         if wrong_turns(output) or (finish_reason in _CUT and not output.strip()):
             return Diagnosis(loop, TEMPLATE)
         unfinished_thought = output.rfind("<think>") > output.rfind("</think>")
-        size = len(output) // _CHARACTERS_A_TOKEN
+        size = len(output) // CHARACTERS_A_TOKEN
     else:
         loop = find_loop(output, lexicon)
         unfinished_thought, size = False, len(output)

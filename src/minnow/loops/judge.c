@@ -499,14 +499,15 @@ static int watch_check(watch_t *w, int64_t row) {
     return found->kind != NONE;
 }
 
-// One token for every active row; marks in `due` the rows whose loop is found now, and returns how many.
+// One token for every active row; marks in `due` the rows found looping now, and returns how many. The caller sets
+// `reported` of a row that need not be looked at again.
 int64_t watch_push(watch_t *w, const int64_t *tokens, const uint8_t *active, uint8_t *due) {
     int64_t count = 0;
     for (int64_t row = 0; row < w->rows; row++) {
         due[row] = 0;
         if (!active[row]) continue;
         watch_row(w, row, (int32_t)tokens[row]);
-        if (w->lengths[row] % w->check_every == 0 && watch_check(w, row)) due[row] = w->reported[row] = 1, count++;
+        if (w->lengths[row] % w->check_every == 0 && watch_check(w, row)) due[row] = 1, count++;
     }
     return count;
 }

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minnow.loops import native
-from minnow.loops.find import Loop, as_loop, with_tools
+from minnow.loops.find import Loop, as_loop, find_text_loop, with_tools
 from minnow.loops.judge import FOUND, LATEST, LEAST, RECENT, RECENT_OLD, TAIL, judge_many
 from minnow.loops.symbols import NUMBER, Lexicon, Symbols, read_text, read_tokens
 
 _HELD = 2 * TAIL  # tokens of a row that are kept at least
 _WORDS_OF_BITS = 2048
 _TABLES = ("classes", "digits", "values", "opens")
+
+
+CUT_AFTER = 768
+"""Tokens that a loop has lasted before an answer is cut short for it: the least of those tried that cut none of the
+real answers which would have ended, nor any of the benchmark's clean outputs (docs/results/guard.md)."""
+
+
+_EXACT = ("token", "period")
+
+
+def has_lasted(loop: Loop, persistence: int) -> bool:
+    """Whether a loop that may still be left has gone on for long enough to be acted on.
+
+    It has lasted ``persistence`` places since its onset (exact copies: two fifths of that, which even fewer outputs get
+    out of) and makes up half of the output: a long record may hold a long stretch that brings nothing new. With 0
+    every loop has.
+    """
+    if not persistence:
+        return True
+    least = 2 * persistence // 5 if loop.kind in _EXACT else persistence
+    return loop.end - loop.onset >= least and loop.wasted >= 0.5
 
 
 class LoopWatch:
@@ -25,11 +47,24 @@ class LoopWatch:
     repeats itself puts its next one off by a thirty-second of what was judged, so that a token costs a bounded time
     whatever the row holds. The report is :func:`find_loop`'s answer for the row's tokens so far, of which the last
     16,384 are kept.
+
+    Args:
+        persistence: how long a loop must have lasted to be reported (:func:`has_lasted`), of every row or by row.
+        text: ``text(row)`` is what the row's tokens so far spell, asked for when a loop other than exact copies is to
+            be reported: it is only if the text ends in a loop too. Text knows records and tool calls that ids do not.
     """
 
-    def __init__(self, rows: int, check_every: int = 8, lexicon: Lexicon | None = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        check_every: int = 8,
+        lexicon: Lexicon | None = None,
+        persistence: int | Callable[[int], int] = 0,
+        text: Callable[[int], str] | None = None,
+    ) -> None:
         if rows < 1 or check_every < 1:
             raise ValueError(f"LoopWatch needs at least one row and one push a check, got {rows} and {check_every}")
+        self._rows, self._persistence, self._text = rows, persistence, text
         self._watch: _Rows | _PythonRows = (
             _PythonRows(rows, check_every, lexicon)
             if native.load().library is None
@@ -38,11 +73,26 @@ class LoopWatch:
 
     def push(self, tokens: NDArray[Any], active: NDArray[np.bool_]) -> dict[int, Loop]:
         """Append ``tokens[row]`` ([rows] ids) where ``active`` ([rows] bool); newly found loops by row."""
-        return self._watch.push(tokens, active)
+        looping = self._watch.push(tokens, active)
+        found = {row: loop for row, loop in looping.items() if self._certain(row, loop)}
+        for row in found:
+            self._watch.settle(row, True)
+        return found
 
-    def reset(self, row: int) -> None:
-        """Forget a row: its next token begins a new output."""
+    def _certain(self, row: int, loop: Loop) -> bool:
+        persistence = self._persistence if isinstance(self._persistence, int) else self._persistence(row)
+        if not has_lasted(loop, persistence):
+            return False
+        return self._text is None or loop.kind in _EXACT or find_text_loop(self._text(row)) is not None
+
+    def reset(self, row: int, tokens: Sequence[int] = ()) -> None:
+        """Forget a row: what it holds now is ``tokens``, in which no loop is looked for, and a new output follows."""
         self._watch.reset(row)
+        self._watch.settle(row, True)
+        active = np.arange(self._rows) == row
+        for token in tokens:
+            self._watch.push(np.full(self._rows, token), active)
+        self._watch.settle(row, False)
 
 
 class _State(ctypes.Structure):
@@ -116,6 +166,10 @@ class _Rows:
         symbols = read_tokens(self._arrays["tokens"][row, held - size : held], self._lexicon)
         return as_loop(self._arrays["found"][row], symbols, begin)
 
+    def settle(self, row: int, settled: bool) -> None:
+        """While it is settled, a row is read and not looked at."""
+        self._arrays["reported"][row] = settled
+
     def reset(self, row: int) -> None:
         for name in ("held", "lengths", "last", "bits", "history", "reported"):
             self._arrays[name][row] = 0
@@ -146,9 +200,11 @@ class _PythonRows:
                 if verdict["kind"]:
                     for name in ("start", "onset", "end"):
                         verdict[name] += begin
-                    row.reported = True
                     found[index] = as_loop(verdict, symbols, row.length - size)
         return found
+
+    def settle(self, row: int, settled: bool) -> None:
+        self._rows[row].reported = settled
 
     def reset(self, row: int) -> None:
         self._rows[row] = _Row()
@@ -189,16 +245,23 @@ class TextWatch:
     ``push`` returns the loop once, when it is found; ``finish`` reads what was held back (the last symbol, which more
     text could have lengthened) and returns the verdict on the whole: :func:`find_text_loop`'s, as far as the last
     8,192 symbols hold it.
+
+    Args:
+        check_every: symbols between two looks.
+        persistence: characters that a loop must have lasted to be reported (:func:`has_lasted`).
+        text: what the output holds already; it is not looked at before more comes.
     """
 
-    def __init__(self, check_every: int = 64) -> None:
-        self._check_every = check_every
+    def __init__(self, check_every: int = 64, persistence: int = 0, text: str = "") -> None:
+        self._check_every, self._persistence = check_every, persistence
         self._symbols = read_text("")
         self._pending = ""
         self._text = ""  # for the tool calls
         self._read = 0  # characters turned into symbols
         self._next = LEAST
         self._count = 0
+        self._reported = True
+        self.push(text)
         self._reported = False
 
     def push(self, piece: str) -> Loop | None:
@@ -210,8 +273,8 @@ class TextWatch:
             return None
         loop = self._verdict()
         self._next = self._count + max(self._check_every, len(self._symbols) // 32)
-        self._reported = loop is not None
-        return loop
+        self._reported = loop is not None and has_lasted(loop, self._persistence)
+        return loop if self._reported else None
 
     def finish(self) -> Loop | None:
         self._take(read_text(self._pending), len(self._pending))

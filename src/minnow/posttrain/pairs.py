@@ -148,7 +148,7 @@ def build_pairs(
     engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], settings: PairSettings, seed: int
 ) -> PairReport:
     """Roll out every prompt and pair the answers; loop pairs beyond their share are dropped, last ones first."""
-    base = Sampling(0.0, settings.max_new_tokens, seed)
+    base = Sampling(0.0, settings.max_new_tokens, seed, persistence=0)
     greedy, *arms = answer_groups(
         engine, tokenizer, examples, [base, *(replace(base, temperature=t) for t in settings.temperatures)]
     )

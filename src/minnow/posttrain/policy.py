@@ -65,7 +65,7 @@ def rollout_step(
     Groups whose rewards are all equal are dropped. A truncated answer that does not loop is left out of the loss
     (it was not finished, not wrong); a loop stays in, cut a few periods past its onset.
     """
-    base = Sampling(0.0, settings.max_new_tokens, seed)
+    base = Sampling(0.0, settings.max_new_tokens, seed, persistence=0)
     arms = answer_groups(engine, tokenizer, examples, [replace(base, temperature=t) for t in settings.temperatures])
     groups = list(zip(*arms, strict=True))
     rewards = torch.tensor(

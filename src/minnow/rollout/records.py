@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from minnow.errors import UserError
-from minnow.loops import Loop
+from minnow.loops import CUT_AFTER, Loop
 
 Prompt = tuple[str, list[int]]
 """Prompt id and token ids."""
@@ -20,19 +20,25 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         max_new_tokens: the budget of one answer.
-        stop_on_loop: end a row as soon as a loop is certain (its reason is then ``"loop"``).
+        stop_on_loop: end a row once a loop has lasted (its reason is then ``"loop"``), and call an answer that loops at
+            the end of its budget ``"loop"`` rather than ``"length"``.
+        persistence: how many tokens a loop must have lasted for that (:func:`minnow.loops.has_lasted`). Below
+            :data:`minnow.loops.CUT_AFTER` some answers are cut that would have got out of it; training takes 0: a loop
+            is worth no more of its time, and an answer that only got out of one is no example to follow.
     """
 
     temperature: float = 0.0
     max_new_tokens: int = 256
     seed: int = 0
     stop_on_loop: bool = True
+    persistence: int = CUT_AFTER
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_new_tokens < 1:
+        if self.temperature < 0 or self.max_new_tokens < 1 or self.persistence < 0:
             raise UserError(
-                f"temperature {self.temperature} with {self.max_new_tokens} new tokens cannot be sampled; "
-                "use a temperature of at least 0 and at least 1 token"
+                f"temperature {self.temperature} with {self.max_new_tokens} new tokens and persistence "
+                f"{self.persistence} cannot be sampled; use a temperature of at least 0, at least 1 token and no "
+                "negative persistence"
             )
 
 
@@ -46,6 +52,8 @@ class Rollout:
         finish_reason: ``"stop"``, ``"length"`` or ``"loop"``.
         log_probs: of each completion token under the model (temperature 1); empty when the engine has none.
         loop: the loop the answer ends in, whether or not it was stopped for it.
+        rewinds: how often the guard took the answer back; ``discarded``: the tokens thrown away for that, which are in
+            none of the other fields.
     """
 
     prompt_id: str
@@ -56,6 +64,8 @@ class Rollout:
     sampling: Sampling
     log_probs: list[float] = field(default_factory=list)
     loop: Loop | None = None
+    rewinds: int = 0
+    discarded: int = 0
 
 
 class Engine(Protocol):

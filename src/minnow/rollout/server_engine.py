@@ -18,14 +18,14 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from minnow.errors import UserError
-from minnow.loops import Loop, TextWatch
+from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
 from minnow.rollout.records import Sampling, per_prompt
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer
 
 TRIES = 5
 LONGEST_PAUSE = 60.0  # seconds before the next try, whatever the server asks for
 _LONGEST_LINE = 1 << 26  # bytes
-_CHARACTERS_A_TOKEN = 64  # a server that sends more than this for each token asked for does not keep to the budget
+_MOST_A_TOKEN = 64  # a server that sends more than this for each token asked for does not keep to the budget
 _ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call"}
 _CUT = {"length", "max_tokens", "max_length", "model_length"}
 
@@ -199,8 +199,8 @@ class ServerEngine:
         return _Refused(sentence)
 
     def _read(self, response: Any, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
-        most = _CHARACTERS_A_TOKEN * sampling.max_new_tokens
-        watch = TextWatch() if sampling.stop_on_loop else None
+        most = _MOST_A_TOKEN * sampling.max_new_tokens
+        watch = TextWatch(persistence=CHARACTERS_A_TOKEN * sampling.persistence) if sampling.stop_on_loop else None
         reply, text, loop = _Reply(), "", None
         streams = response.headers.get_content_type() == "text/event-stream"
         for event in self._events(response) if streams else _whole(response):

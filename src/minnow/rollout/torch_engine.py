@@ -1,9 +1,10 @@
-"""Batched decoding with torch: many rows at once, finished rows refilled, certain loops cut short."""
+"""Batched decoding with torch: many rows at once, finished rows refilled, loops that last cut short or taken back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.loops import Loop, LoopWatch, find_loop
+from minnow.loops import Lexicon, Loop, LoopWatch, Penalty, find_loop
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
+from minnow.rollout.guard import Guard, Rewound
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
 
@@ -29,12 +31,18 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     done: bool = False
+    rewound: Rewound = field(default_factory=Rewound)
+
+    @property
+    def draw(self) -> int:
+        """Which of the row's draws comes next: another at the same place after a rewind."""
+        return len(self.tokens) + (self.rewound.count << 32)
 
 
 def _uniform(rows: Sequence[_Row]) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 ``[rows]``: SplitMix64 of (seed, row, position), no state to carry."""
     # The seed is scrambled before the row comes in, or row 1 of seed 0 would draw what row 0 of seed 1 does.
-    parts = zip(*((row.sampling.seed % 2**64, row.index, len(row.tokens)) for row in rows), strict=True)
+    parts = zip(*((row.sampling.seed % 2**64, row.index, row.draw) for row in rows), strict=True)
     with np.errstate(over="ignore"):
         mixed = np.zeros(len(rows), dtype=np.uint64)
         for part in parts:
@@ -55,11 +63,27 @@ class TorchEngine:
     Args:
         rows: the most rows decoded together.
         min_refill: finished rows that trigger compaction and refill, as a share of the rows in flight.
+        guard: what to do about answers that loop; without one they are cut (``Sampling.stop_on_loop``) or go on.
+        penalties: what is taken off the logits before a token is chosen, in every call; log-probabilities stay the
+            model's.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, rows: int = 512, min_refill: float = 0.25) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        rows: int = 512,
+        min_refill: float = 0.25,
+        guard: Guard | None = None,
+        penalties: Sequence[Penalty] = (),
+    ) -> None:
+        self.model, self.tokenizer, self.guard, self.penalties = model, tokenizer, guard, penalties
         self.rows, self.min_refill = rows, min_refill
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """Which ids of the tokenizer spell numbers, marks and spaces."""
+        return Lexicon([self.tokenizer.decode([token]) for token in range(self.tokenizer.vocab_size)])
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling]) -> list[Rollout]:
@@ -87,7 +111,13 @@ class TorchEngine:
         flight: list[_Row] = []
         state: DecodeState | None = None
         hidden = torch.empty(0)
-        watch = LoopWatch(self.rows)
+        slots: dict[int, _Row] = {}
+        watch = LoopWatch(
+            self.rows,
+            lexicon=self.lexicon,
+            persistence=lambda slot: (slots[slot].sampling if self.guard is None else self.guard).persistence,
+            text=lambda slot: self._text(slots[slot].tokens),
+        )
         free = list(range(self.rows))
         while waiting or flight:
             finished = sum(row.done for row in flight)
@@ -109,33 +139,47 @@ class TorchEngine:
                 state = state.join(state_new) if state is not None and flight else state_new
                 flight += new
                 for row in new:
+                    slots[row.slot] = row
                     watch.reset(row.slot)
             if not flight:
                 break
             assert state is not None
             chosen, log_probs = self._choose(hidden, flight)
             looping = self._note(flight, chosen, log_probs, watch)
+            back: list[int] = []
             for place, row in enumerate(flight):
                 reason, loop = (None, None) if row.done else self._finish(row, looping.get(row.slot))
-                if reason is not None:
+                if reason == "loop" and loop is not None and self._rewind(row, loop):
+                    back.append(place)
+                elif reason is not None:
                     results[row.index] = self._record(row, reason, loop)
                     row.done = True
                     free.append(row.slot)
                     state.lengths[place] = 0  # it writes over its own beginning instead of past its capacity
-            if not all(row.done for row in flight):
+            if back:
+                # Rows that are over may have to linger for another answer's length.
+                state.lengths[[place for place, row in enumerate(flight) if row.done or place in back]] = 0
+            if not all(row.done or place in back for place, row in enumerate(flight)):
                 hidden = self.model.step(chosen, state)
+            if back:
+                places = torch.tensor(back)
+                hidden_back, state_back = self._read([flight[place] for place in back])
+                hidden = hidden.index_copy(0, places, hidden_back)
+                state.restore(places, state_back)
+                for place in back:
+                    watch.reset(flight[place].slot, flight[place].tokens)
         return [results[i] for i in range(len(prompts))]
 
     def _read(self, rows: list[_Row]) -> tuple[Tensor, DecodeState]:
-        """Prefill the rows' prompts, equal prompts once."""
+        """Prefill the rows' prompts and what is kept of their answers, equal ones once."""
         unique: dict[tuple[int, ...], int] = {}
-        places = [unique.setdefault(tuple(row.prompt[1]), len(unique)) for row in rows]
+        places = [unique.setdefault((*row.prompt[1], *row.tokens), len(unique)) for row in rows]
         lengths = torch.tensor([len(ids) for ids in unique])
         width = int(lengths.max())
         tokens = torch.full((len(unique), width), self.tokenizer.pad_id, dtype=torch.long)
         for place, ids in enumerate(unique):
             tokens[place, : len(ids)] = torch.tensor(ids)
-        budget = max(row.sampling.max_new_tokens for row in rows)
+        budget = max(row.sampling.max_new_tokens - len(row.tokens) for row in rows)
         hidden, state = self.model.prefill(tokens, lengths, width + budget)
         index = torch.tensor(places)
         return hidden[index], state.select(index)
@@ -145,12 +189,15 @@ class TorchEngine:
         logits = self.model.logits(hidden).float()
         # Rows of the embedding that stand for no token count in the total, as they do in training.
         chosen, total = kernels.highest(logits, self.tokenizer.vocab_size)
-        drawn = [place for place, row in enumerate(flight) if row.sampling.temperature > 0 and not row.done]
+        allowed = self._allowed(self._penalised(logits, flight), flight)
+        if allowed is not logits:
+            chosen = kernels.highest(allowed, self.tokenizer.vocab_size)[0]
+        drawn = [place for place, row in enumerate(flight) if self._temperature(row) > 0 and not row.done]
         if drawn:
             places = torch.tensor(drawn)
             rows = [flight[place] for place in drawn]
-            temperatures = torch.tensor([row.sampling.temperature for row in rows])
-            tokens = logits[places, : self.tokenizer.vocab_size]
+            temperatures = torch.tensor([self._temperature(row) for row in rows])
+            tokens = allowed[places, : self.tokenizer.vocab_size]
             cumulative = torch.softmax(tokens / temperatures[:, None], -1).cumsum(-1)
             # The last entry misses 1 by rounding, so the draw is scaled by it; strictly below it the draw always falls
             # on a token that has a probability.
@@ -158,8 +205,38 @@ class TorchEngine:
             wanted = torch.from_numpy(_uniform(rows))[:, None].float() * whole
             wanted = torch.minimum(wanted, whole.nextafter(torch.zeros_like(whole)))
             chosen[places] = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+        for place, row in enumerate(flight):
+            if len(row.tokens) in row.rewound.forced:
+                chosen[place] = row.rewound.forced[len(row.tokens)]
         log_probs = logits.gather(1, chosen[:, None])[:, 0] - total
         return chosen, log_probs
+
+    def _temperature(self, row: _Row) -> float:
+        if self.guard is None or len(row.tokens) >= row.rewound.warm_until:
+            return row.sampling.temperature
+        return max(row.sampling.temperature, self.guard.temperature)
+
+    def _penalised(self, logits: Tensor, flight: list[_Row]) -> Tensor:
+        if not self.penalties:
+            return logits
+        logits = logits.clone()
+        for place, row in enumerate(flight):
+            if not row.done:
+                prompt, output = np.array(row.prompt[1]), np.array(row.tokens, np.int64)
+                for penalty in self.penalties:
+                    ids, taken = penalty.amounts(prompt, output, self.tokenizer.vocab_size)
+                    logits[place, torch.from_numpy(ids)] -= torch.from_numpy(taken)
+        return logits
+
+    def _allowed(self, logits: Tensor, flight: list[_Row]) -> Tensor:
+        """The logits without the ids that the guard has banned where a row stands."""
+        banned = [
+            (place, token) for place, row in enumerate(flight) for token in row.rewound.banned.get(len(row.tokens), ())
+        ]
+        if not banned:
+            return logits
+        places, tokens = torch.tensor(banned).T
+        return logits.index_put((places, tokens), logits.new_tensor(-torch.inf))
 
     def _note(self, flight: list[_Row], chosen: Tensor, log_probs: Tensor, watch: LoopWatch) -> dict[int, Loop]:
         """Write the tokens down; the loops that became certain, by slot."""
@@ -169,7 +246,7 @@ class TorchEngine:
             if not row.done:
                 row.tokens.append(token)
                 row.log_probs.append(log_prob)
-                tokens[row.slot], active[row.slot] = token, row.sampling.stop_on_loop
+                tokens[row.slot], active[row.slot] = token, row.sampling.stop_on_loop or self.guard is not None
         return watch.push(tokens, active)
 
     def _finish(self, row: _Row, loop: Loop | None) -> tuple[str | None, Loop | None]:
@@ -180,11 +257,29 @@ class TorchEngine:
             return "loop", loop
         if len(row.tokens) < row.sampling.max_new_tokens:
             return None, None
-        loop = find_loop(row.tokens)  # the watch looks every few tokens and may have missed the last ones
-        return "loop" if loop is not None and row.sampling.stop_on_loop else "length", loop
+        loop = find_loop(row.tokens, self.lexicon)  # of any length: more tokens will not come
+        return "loop" if loop is not None and (row.sampling.stop_on_loop or self.guard is not None) else "length", loop
+
+    def _rewind(self, row: _Row, loop: Loop) -> bool:
+        """Take the row back to its loop's onset, unless the guard is at its end."""
+        guard, rewound = self.guard, row.rewound
+        if guard is None or rewound.count == guard.rewinds:
+            return False
+        rewound.back(row.tokens, loop)
+        del row.log_probs[len(row.tokens) :]
+        begun = guard.opening if self._text(row.prompt[1]).rstrip().endswith(guard.opening) else ""
+        if guard.closes(rewound.count, begun + self._text(row.tokens)):
+            rewound.close(len(row.tokens), self.tokenizer.encode_chat(guard.closing))
+        elif guard.warms(rewound.count):
+            rewound.warm_until = len(row.tokens) + guard.stretch
+        return True
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, keep_special=True)
 
     def _record(self, row: _Row, reason: str, loop: Loop | None) -> Rollout:
         ended = row.tokens[-1] == self.tokenizer.eos_id
-        text = self.tokenizer.decode(row.tokens[:-1] if ended else row.tokens, keep_special=True)
+        text = self._text(row.tokens[:-1] if ended else row.tokens)
         name, ids = row.prompt
-        return Rollout(name, ids, row.tokens, text, reason, row.sampling, row.log_probs, loop)
+        rewinds, discarded = row.rewound.count, row.rewound.discarded
+        return Rollout(name, ids, row.tokens, text, reason, row.sampling, row.log_probs, loop, rewinds, discarded)

@@ -1,24 +1,19 @@
-"""Compiles the C sources on first use, once per source, compiler and processor, and loads the library."""
+"""Loads the C kernels, compiled on first use for this processor and for torch's threads."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import re
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.native import Library, NotCompiled
 
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
@@ -91,17 +86,10 @@ def load() -> Kernels:
     """
     if torch_only():
         return Kernels(None, f"pure torch: {TORCH_ONLY}")
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None or shutil.which(compiler) is None:
-        return Kernels(None, "pure torch: no C compiler found")
     openmp = _loaded_openmp()
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        library = ctypes.CDLL(str(_compiled(compiler, version, openmp is not None)))
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr or "").strip().splitlines()
-        return Kernels(None, f"pure torch: {compiler} failed: {reason[0] if reason else error}")
-    except OSError as error:
+        library, compiler = _sources(openmp is not None).load()
+    except NotCompiled as error:
         return Kernels(None, f"pure torch: {error}")
     for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
         function = getattr(library, name)
@@ -117,12 +105,10 @@ def load() -> Kernels:
         function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]
         function.restype = _LONG
     library.keep_memory()
-    number = re.search(r"\d+\.\d+(\.\d+)?", version)
     threads = "OpenMP of torch" if openmp else "one thread"
     return Kernels(
         library,
-        f"fused C ({Path(compiler).name} {number[0] if number else '?'}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, {threads})",
+        f"fused C ({compiler}, {torch.backends.cpu.get_cpu_capability()}, {threads})",
     )
 
 
@@ -142,39 +128,13 @@ def _loaded_openmp() -> str | None:
     return found[0]
 
 
-def _compiled(compiler: str, version: str, openmp: bool) -> Path:
-    """Path of the shared library for this source, compiler and processor."""
+def _sources(openmp: bool) -> Library:
     flags = list(_FLAGS)
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")
     flags.append("-fopenmp" if openmp else "-fopenmp-simd")
-    key = hashlib.sha256()
-    code = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
-    for part in (code, compiler.encode(), version.encode(), " ".join(flags).encode(), _processor()):
-        key.update(part + b"\0")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow" / key.hexdigest()[:16]
-    target = folder / "kernels.so"
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory() as scratch:
-        linked = Path(scratch) / "kernels.so"
-        built = [Path(scratch) / source.with_suffix(".o").name for source in SOURCES]
-        for source, target_object in zip(SOURCES, built, strict=True):
-            _run([compiler, *flags, "-c", str(source), "-o", str(target_object)])
-        # No -fopenmp here: the OpenMP symbols are to be those of the runtime already loaded.
-        _run([compiler, "-shared", *map(str, built), "-o", str(linked), "-lm"])
-        try:
-            with whole_file(target) as partial:
-                shutil.copyfile(linked, partial)
-        except (UserError, OSError):
-            # No place to keep it (read-only home, full disk): a private copy for this process.
-            target = Path(tempfile.mkdtemp(prefix="minnow-kernels-")) / "kernels.so"
-            shutil.copyfile(linked, target)
-    return target
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    # Linked without -fopenmp: the OpenMP symbols are to be those of the runtime already loaded.
+    return Library("kernels", SOURCES, flags, HEADERS, ["-lm"], _processor())
 
 
 def _processor() -> bytes:

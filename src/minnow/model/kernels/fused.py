@@ -387,7 +387,7 @@ class _Attention(Function):
 
 def _attention_kernel(name: str) -> Callable[..., Any]:
     """Of the two forms in ``attention.c``, that of products in float and that of pairs of bfloat16."""
-    return getattr(library(), f"attention_pairs_{name}" if pairs() else f"attention_{name}")  # type: ignore[no-any-return]
+    return getattr(library(), f"attention_pairs_{name}" if pairs() else f"attention_{name}")
 
 
 def _attention_scratch(q: Tensor) -> tuple[int, Tensor]:

@@ -183,7 +183,7 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
 
     def refresh() -> list[dict[str, Any]]:
         prompts = [(str(i), row["prompt"]) for i, row in enumerate(loop_rows)]
-        answers = engine.generate(prompts, Sampling(0.0, settings.max_new_tokens))
+        answers = engine.generate(prompts, Sampling(0.0, settings.max_new_tokens, persistence=0))
         return [
             {**row, "rejected": cut_loop(answer, settings.periods_kept)}
             for row, answer in zip(loop_rows, answers, strict=True)
