@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from minnow.data.loader import Loader
 from minnow.data.packing import Packed
 from minnow.errors import UserError
 from minnow.train.batches import RampedLoader
@@ -19,7 +20,7 @@ def numbered(rows: int, length: int) -> Packed:
 
 
 def test_batches_grow_and_every_row_comes_once() -> None:
-    loader = RampedLoader(numbered(64, 16), 8, 3, Ramp(steps=6, rows=4, length=2))
+    loader = RampedLoader(Loader(numbered(64, 16), 8, 3), Ramp(steps=6, rows=4, length=2))
     batches = [loader.batch(step) for step in range(11)]
     assert [tuple(batch.tokens.shape) for batch in batches] == [(4, 8)] * 3 + [(8, 8)] * 3 + [(8, 16)] * 5
     rows = torch.cat([batch.tokens.flatten() for batch in batches]) // 1000
@@ -28,9 +29,14 @@ def test_batches_grow_and_every_row_comes_once() -> None:
     for batch in batches:
         assert torch.equal(batch.targets, batch.tokens + 1)
     assert torch.equal(loader.batch(4).tokens, batches[4].tokens)
+    for step in (0, 4, 8):
+        slices = [loader.batch(step, rank, 2) for rank in range(2)]
+        assert torch.equal(torch.cat([part.tokens for part in slices]), batches[step].tokens)
+    rows = batches[1].rows
+    assert rows is not None and torch.equal(rows, batches[1].tokens[:, 0] // 1000)
     assert loader.epochs(11) == pytest.approx(58 / 64)
 
 
 def test_a_ramp_that_does_not_divide_the_batch_is_refused() -> None:
     with pytest.raises(UserError, match="6 rows of 16 tokens"):
-        RampedLoader(numbered(64, 16), 6, 0, Ramp(steps=4, rows=4))
+        RampedLoader(Loader(numbered(64, 16), 6, 0), Ramp(steps=4, rows=4))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minnow.data.loader import Batch, Loader
+from minnow.data.loader import Loader
 from minnow.data.packing import Packed
+from minnow.data.rows import Batch
 from minnow.errors import UserError
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
@@ -19,7 +20,6 @@ from minnow.train import vocabulary
 from minnow.train.distillation import (
     Distillation,
     DistillationSettings,
-    RowOrder,
     TeacherCache,
     ask,
     divergence,
@@ -135,10 +135,10 @@ def test_cached_answers_are_the_live_ones(make_model: Callable[..., Backbone], t
     cache = TeacherCache.build(teacher, packed, 8, tmp_path / "cache", "digest", rows=4)
     again = TeacherCache.open(tmp_path / "cache", "digest")
     assert isinstance(again.likely, np.memmap) and again.likely.dtype == np.uint16
-    loader, order = Loader(packed, 3, 5), RowOrder(packed, 3, 5)
+    loader = Loader(packed, 3, 5)
     for step in (0, 1, 2, 3, 7):
         batch = loader.batch(step)
-        live, kept = ask(teacher, batch, 8), cache.batch(batch, order.rows(step))
+        live, kept = ask(teacher, batch, 8), cache.batch(batch)
         assert torch.equal(live.likely, kept.likely)
         torch.testing.assert_close(kept.rest, live.rest)
         torch.testing.assert_close(kept.log_probs, live.log_probs, rtol=1e-3, atol=1e-4)

@@ -1,8 +1,9 @@
 """Data: tokenizer and chat format, documents from files, packed rows, and the loader."""
 
 from minnow.data.documents import read_documents
-from minnow.data.loader import Batch, Loader
-from minnow.data.packing import IGNORED, Packed, pack, tokenize_documents
+from minnow.data.loader import Loader, Source
+from minnow.data.packing import Packed, pack, tokenize_documents
+from minnow.data.rows import IGNORED, Batch, Rows
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Batch",
     "Loader",
     "Packed",
+    "Rows",
+    "Source",
     "Tokenizer",
     "pack",
     "read_documents",

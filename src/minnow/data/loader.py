@@ -2,70 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minnow.data.packing import Packed
+from minnow.data.order import Mixture, Permutation
+from minnow.data.rows import Batch, Rows
 from minnow.errors import UserError
 
 
-@dataclass
-class Batch:
-    """One step's rows; int64 [rows, T] each, fields as in :class:`~minnow.data.packing.Packed`."""
+@dataclass(frozen=True)
+class Source:
+    """One part of a mixture.
 
-    tokens: torch.Tensor
-    targets: torch.Tensor
-    documents: torch.Tensor
+    Attributes:
+        weight: share of the rows of training; the shares add up to 1.
+        epochs: the most passes over it; afterwards the other sources share its place. None: no limit.
+        in_order: rows come as they are numbered, for a corpus packed from easy to hard; else each epoch has an order
+            of its own.
+    """
+
+    name: str
+    rows: Rows
+    weight: float = 1.0
+    epochs: float | None = None
+    in_order: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            raise UserError(f"source {self.name} holds no text; give it some or leave it out")
+        if self.epochs is not None and int(self.epochs * len(self.rows)) < 1:
+            raise UserError(
+                f"source {self.name}: {self.epochs:g} epochs of {len(self.rows)} rows are no row; raise its epochs"
+            )
 
 
 class Loader:
-    """``rows`` rows per step, every row once per epoch in an order that depends on ``(seed, epoch)`` alone.
+    """``rows`` rows per step out of one corpus or a mixture, in an order of ``(seed, step)`` alone.
 
-    The rows that do not fill a last batch are left out of that epoch; the next epoch's order leaves out others.
+    Every epoch of a source has each of its rows once. Any batch is made in the same time and memory as the first.
+    With several ranks each reads its slice of the whole batch, which is the same for any number of them.
     """
 
-    def __init__(self, packed: Packed, rows: int, seed: int) -> None:
+    def __init__(self, corpus: Rows | Sequence[Source], rows: int, seed: int) -> None:
         """Prepare to draw ``rows`` rows a step; ``seed`` is not negative.
 
         Raises:
-            UserError: ``rows`` is below 1, or the corpus is shorter than one batch.
+            UserError: ``rows`` is below 1, the corpus is shorter than one batch, or the sources do not go together.
         """
-        available, length = packed.tokens.shape
+        self.sources = corpus if isinstance(corpus, Sequence) else [Source("corpus", corpus)]
+        self.rows, self.seed = rows, seed
+        self.length = self.sources[0].rows.length
+        if any(source.rows.length != self.length for source in self.sources):
+            raise ValueError("the sources of a mixture have rows of one length")
+        sizes = [len(source.rows) for source in self.sources]
+        self._first = np.cumsum([0, *sizes])
         if rows < 1:
             raise UserError(f"a batch of {rows} rows trains nothing; use at least 1 row")
-        if available < rows:
-            count = int(np.count_nonzero(packed.documents))
-            remedy = f"give more text or use batches of at most {available} rows" if available else "give more text"
+        if len(self) < rows:
             raise UserError(
-                f"the corpus is shorter than one batch: its {count} tokens fill {available} rows of {length}, and a "
-                f"batch takes {rows}; {remedy}"
+                f"the corpus is shorter than one batch: it fills {len(self)} rows of {self.length} tokens, and a "
+                f"batch takes {rows}; give more text or use batches of at most {len(self)} rows"
             )
-        self.packed = packed
-        self.rows = rows
-        self.seed = seed
-        self.steps_per_epoch = available // rows
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        limits = [None if source.epochs is None else int(source.epochs * len(source.rows)) for source in self.sources]
+        self._mixture = Mixture([source.weight for source in self.sources], limits)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of ``step`` (from 0), a pure function of the seed and the step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        # Sorted, a memory-mapped corpus is read forwards; the order of rows within a batch changes no gradient.
-        chosen = np.sort(self._permutation(epoch)[index * self.rows : (index + 1) * self.rows])
-        tokens, targets, documents = (
-            torch.from_numpy(array[chosen].astype(np.int64))
-            for array in (self.packed.tokens, self.packed.targets, self.packed.documents)
-        )
-        return Batch(tokens, targets, documents)
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of ``step`` (from 0), or a rank's slice of it: a pure function of the seed and the step."""
+        return self.read(step * self.rows, (step + 1) * self.rows, rank, world)
+
+    def read(self, first: int, last: int, rank: int = 0, world: int = 1) -> Batch:
+        """Rows ``first`` to ``last`` (exclusive) of training, counted over all its steps, or a rank's slice of them.
+
+        Raises:
+            UserError: the sources do not last so long, or there are fewer rows than ranks.
+        """
+        if last - first < world:
+            raise UserError(f"a batch of {last - first} rows cannot be shared by {world} ranks; use more rows")
+        numbers = self._order(first, last)
+        return self.take(numbers[rank * len(numbers) // world : (rank + 1) * len(numbers) // world])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """Corpus rows by number, counted through all sources; a loader is its corpus's :class:`Rows`."""
+        owners = np.searchsorted(self._first, rows, side="right") - 1
+        found = np.unique(owners)
+        if len(found) == 1:
+            batch = self.sources[found[0]].rows.take(rows - self._first[found[0]])
+        else:
+            batch = Batch(*(torch.empty((len(rows), self.length), dtype=torch.int64) for _ in range(3)))
+            for owner in found:
+                places = np.flatnonzero(owners == owner)
+                part, to = self.sources[owner].rows.take(rows[places] - self._first[owner]), torch.from_numpy(places)
+                batch.tokens[to], batch.targets[to], batch.documents[to] = part.tokens, part.targets, part.documents
+        batch.rows = torch.from_numpy(rows)
+        return batch
 
     def epochs(self, step: int) -> float:
-        """How many times the corpus has been seen before ``step``."""
-        return step / self.steps_per_epoch
+        """How many times the corpus, all sources together, has been read before ``step``."""
+        return step * self.rows / len(self)
 
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._order = epoch, generator.permutation(len(self.packed.tokens))
-        return self._order[1]
+    def passes(self, rows: int) -> dict[str, float]:
+        """How many times each source has been read by the first ``rows`` rows of training."""
+        drawn = self._mixture.drawn(rows)
+        return {source.name: n / len(source.rows) for source, n in zip(self.sources, drawn, strict=True)}
+
+    def dry(self, rows: int) -> dict[str, int]:
+        """Of a training of ``rows`` rows: the row from which on a source has given all its epochs, by name.
+
+        Raises:
+            UserError: all sources together do not last so long.
+        """
+        self._check(rows)
+        return {self.sources[source].name: slot for source, slot in self._mixture.dry.items() if slot < rows}
+
+    def _check(self, rows: int) -> None:
+        size = self._mixture.size
+        if size is not None and rows > size:
+            names = ", ".join(source.name for source in self.sources)
+            raise UserError(
+                f"the sources ({names}) run dry after {size} rows of {self.length} tokens, {size // self.rows} steps of "
+                f"{self.rows}; raise their epochs, give more text or train for fewer steps"
+            )
+
+    def _order(self, first: int, last: int) -> NDArray[np.int64]:
+        """Corpus rows, numbered through all sources, of the rows ``first`` to ``last`` of training."""
+        self._check(last)
+        owners, places = self._mixture(np.arange(first, last))
+        numbers = np.empty_like(places)
+        for owner in np.unique(owners):
+            here, size = owners == owner, len(self.sources[owner].rows)
+            epochs, index = places[here] // size, places[here] % size
+            if not self.sources[owner].in_order:
+                for epoch in np.unique(epochs):
+                    now = epochs == epoch
+                    index[now] = _permutation(size, self.seed, int(owner), int(epoch))(index[now])
+            numbers[here] = self._first[owner] + index
+        return numbers
+
+
+@lru_cache(maxsize=256)
+def _permutation(*of: int) -> Permutation:
+    return Permutation(*of)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from minnow.data.rows import IGNORED, Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
-
-IGNORED = -100
-"""The target of a position that is not trained (torch's ``cross_entropy`` skips it)."""
 
 _ARRAYS = ("tokens", "targets", "documents")
 _TEXTS_AT_ONCE = 1024
@@ -35,6 +34,19 @@ class Packed:
     tokens: NDArray[np.int32]
     targets: NDArray[np.int32]
     documents: NDArray[np.int16]
+
+    @property
+    def length(self) -> int:
+        """Tokens in a row."""
+        return self.tokens.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Batch:
+        """The rows of these numbers, in this order."""
+        arrays = (self.tokens, self.targets, self.documents)
+        return Batch(*(torch.from_numpy(array[rows].astype(np.int64)) for array in arrays))
 
     def save(self, folder: Path, tokenizer_digest: str) -> None:
         """Write the arrays and a manifest; the folder appears whole or not at all.

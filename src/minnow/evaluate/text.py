@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from minnow.data.loader import Batch
 from minnow.data.packing import Packed, pack
 from minnow.data.tokenizer import Tokenizer
 from minnow.model.language_model import LanguageModel
@@ -32,9 +31,7 @@ def held_out_loss(model: LanguageModel, packed: Packed, words: Tokenizer) -> dic
     """Mean loss in nats per token, and bits per byte of the text the targets spell (end tokens spell none)."""
     total, count = 0.0, 0.0
     for start in range(0, len(packed.tokens), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        arrays = (packed.tokens[part], packed.targets[part], packed.documents[part])
-        loss = next_token(model, Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays)))
+        loss = next_token(model, packed.take(slice(start, start + ROWS_AT_ONCE)))
         total, count = total + float(loss.total), count + loss.weight
     size = sum(len(words.decode(row[row >= 0]).encode()) for row in packed.targets)
     return {"held_out_loss": total / max(1.0, count), "bits_per_byte": total / math.log(2) / max(1, size)}

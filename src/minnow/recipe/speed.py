@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minnow.data.loader import Batch
+from minnow.data.rows import Batch
 from minnow.model.accounting import flops_per_token
 from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch
-
-from minnow.data.loader import Batch, Loader
-from minnow.data.packing import Packed
+from minnow.data.loader import Loader
+from minnow.data.rows import Batch
 from minnow.train.schedule import Ramp
 
 
@@ -38,29 +36,26 @@ class Prefetch:
 
 
 class RampedLoader:
-    """A loader's rows, fewer of them and cut shorter at first; an order of ``(seed, epoch)`` alone.
+    """A loader's rows in its order, fewer of them and cut shorter at first; without a ramp its very batches."""
 
-    Args:
-        rows: of a whole batch.
-    """
+    def __init__(self, loader: Loader, ramp: Ramp) -> None:
+        self.loader, self.ramp = loader, ramp
+        ramp.check(loader.rows, loader.length)
 
-    def __init__(self, packed: Packed, rows: int, seed: int, ramp: Ramp) -> None:
-        self.rows, self.ramp = rows, ramp
-        ramp.check(rows, packed.tokens.shape[1])
-        self._unit = rows // ramp.rows
-        self._loader = Loader(packed, self._unit, seed)
-
-    def batch(self, step: int) -> Batch:
-        """The batch of ``step`` (from 0), a pure function of the seed and the step."""
-        first, last = (self.ramp.rows_before(at, self.rows) // self._unit for at in (step, step + 1))
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of ``step`` (from 0), or a rank's slice of it: a pure function of the seed and the step."""
+        batch = self.loader.read(self.rows_before(step), self.rows_before(step + 1), rank, world)
         pieces = self.ramp.divisors(step)[1]
-        parts = [self._loader.batch(unit) for unit in range(first, last)]
-        tokens, targets, documents = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "targets", "documents")
-        )
-        shape = len(tokens) * pieces, tokens.shape[1] // pieces
-        return Batch(tokens.view(shape), targets.view(shape), documents.view(shape))
+        if pieces == 1:
+            return batch
+        shape = batch.tokens.shape[0] * pieces, batch.tokens.shape[1] // pieces
+        cut = (values.view(shape) for values in (batch.tokens, batch.targets, batch.documents))
+        return Batch(*cut, rows=None if batch.rows is None else batch.rows.repeat_interleave(pieces))
+
+    def rows_before(self, step: int) -> int:
+        """Whole rows that all steps before ``step`` have read."""
+        return self.ramp.rows_before(step, self.loader.rows)
 
     def epochs(self, step: int) -> float:
         """How many times the corpus has been seen before ``step``."""
-        return self._loader.epochs(self.ramp.rows_before(step, self.rows) // self._unit)
+        return self.rows_before(step) / len(self.loader)

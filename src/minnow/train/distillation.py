@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from minnow.data.loader import Batch, Loader
-from minnow.data.packing import Packed
+from minnow.data.rows import Batch, Rows
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
 from minnow.model import kernels
@@ -147,14 +146,14 @@ class TeacherCache:
 
     @classmethod
     def build(
-        cls, teacher: LanguageModel, packed: Packed, k: int, folder: Path, digest: str, rows: int = 16
+        cls, teacher: LanguageModel, corpus: Rows, k: int, folder: Path, digest: str, rows: int = 16
     ) -> TeacherCache:
         """Ask the teacher about all rows, ``rows`` at a time, and open what it said; ``folder`` appears whole.
 
         Args:
             digest: of what the answers depend on; :meth:`open` asks for it again.
         """
-        count, length = packed.tokens.shape
+        count, length = len(corpus), corpus.length
         ids = np.uint16 if len(teacher.head) <= 1 << 16 else np.uint32
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "likely": (ids, (count, length, k)),
@@ -167,12 +166,11 @@ class TeacherCache:
                 for name, (kind, shape) in shapes.items()
             }
             for begin in range(0, count, rows):
-                part = slice(begin, begin + rows)
-                arrays = (packed.tokens[part], packed.targets[part], packed.documents[part])
-                taught = ask(teacher, Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays)), k)
+                part = np.arange(begin, min(begin + rows, count))
+                taught = ask(teacher, corpus.take(part), k)
                 for name, file in files.items():
                     file[part] = getattr(taught, name).numpy()
-                bar.advance(len(packed.tokens[part]))
+                bar.advance(len(part))
             for file in files.values():
                 file.flush()
             write_json(temporary / "manifest.json", {"digest": digest, "k": k})
@@ -193,21 +191,12 @@ class TeacherCache:
             raise UserError(f"{folder} is damaged ({error}); delete it and run again") from error
         return cls(*files)
 
-    def batch(self, batch: Batch, rows: NDArray[np.int64]) -> TaughtBatch:
-        """``batch``, which holds the corpus rows ``rows``, with the teacher's answers."""
+    def batch(self, batch: Batch) -> TaughtBatch:
+        """A loader's ``batch`` with the teacher's answers to its rows."""
+        assert batch.rows is not None, "only a loader knows which rows of the corpus these are"
+        rows = batch.rows.numpy()
         likely, log_probs, rest = self.likely[rows], self.log_probs[rows], self.rest[rows]
         answers = (likely.astype(np.int64), log_probs.astype(np.float32), rest)
-        return TaughtBatch(batch.tokens, batch.targets, batch.documents, *map(torch.from_numpy, answers))
-
-
-class RowOrder:
-    """Which corpus rows a :class:`Loader` of the same arguments puts into each batch."""
-
-    def __init__(self, packed: Packed, rows: int, seed: int) -> None:
-        numbers = np.arange(len(packed.tokens))[:, None]
-        self._loader = Loader(Packed(numbers, numbers, np.ones_like(numbers)), rows, seed)  # type: ignore[arg-type]
-
-    def rows(self, step: int) -> NDArray[np.int64]:
-        """Row numbers of the batch of ``step``."""
-        found: NDArray[np.int64] = self._loader.batch(step).tokens[:, 0].numpy()
-        return found
+        return TaughtBatch(
+            batch.tokens, batch.targets, batch.documents, *map(torch.from_numpy, answers), rows=batch.rows
+        )

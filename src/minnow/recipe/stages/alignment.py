@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from minnow.data.loader import Batch, Loader
+from minnow.data.loader import Loader
 from minnow.data.packing import pack
+from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file, write_json
@@ -171,7 +172,7 @@ class _Replay(Batch):
     trained: float
 
 
-@stage("dpo", DpoSettings)
+@stage("dpo", DpoSettings, version=2)
 def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     """Length-normalised preference training; the reference is the checkpoint it starts from."""
     settings = context.settings

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minnow.data.loader import Batch
-from minnow.data.packing import Packed
+from minnow.data.loader import Loader
+from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.model.checkpoint import load_checkpoint
@@ -17,7 +17,7 @@ from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.recipe.stages.training import TextTrainingSettings, train_on_text
-from minnow.train.distillation import Distillation, DistillationSettings, RowOrder, TeacherCache
+from minnow.train.distillation import Distillation, DistillationSettings, TeacherCache
 from minnow.train.precision import compute_dtype
 
 
@@ -43,7 +43,7 @@ class DistilSettings(TextTrainingSettings):
             )
 
 
-@stage("distil", DistilSettings)
+@stage("distil", DistilSettings, version=2)
 def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
     """Train from random weights on the text and on what a teacher expects of it."""
     settings = context.settings
@@ -57,18 +57,17 @@ def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
     teacher.to(compute_dtype()).eval().requires_grad_(False)
     objective = Distillation(settings.distillation, None if settings.cached else teacher)
 
-    def prepare(packed: Packed) -> Callable[[int, Batch], Batch]:
+    def prepare(loader: Loader) -> Callable[[Batch], Batch]:
         if not settings.cached:
-            return lambda step, batch: batch
+            return lambda batch: batch
         folder, k = context.state / "teacher", settings.distillation.k
-        digest = _digest(settings.teacher, f"{known.digest} {k} {packed.tokens.shape}")
+        digest = _digest(settings.teacher, f"{known.digest} {k} {len(loader)} {loader.length}")
         cache = (
             TeacherCache.open(folder, digest)
             if folder.exists()
-            else TeacherCache.build(teacher, packed, k, folder, digest)
+            else TeacherCache.build(teacher, loader, k, folder, digest)
         )
-        order = RowOrder(packed, settings.rows, context.seed)
-        return lambda step, batch: cache.batch(batch, order.rows(step))
+        return cache.batch
 
     return train_on_text(context, objective, prepare)
 

@@ -112,7 +112,7 @@ def peak_rate(model: ModelSettings, settings: LadderSettings) -> float:
     return float(base * (model.hidden_size / settings.width) ** settings.rate_exponent)
 
 
-@stage("ladder", LadderSettings, needs=lambda settings, earlier: named_inputs(settings.text, earlier))
+@stage("ladder", LadderSettings, needs=lambda settings, earlier: named_inputs(settings.text, earlier), version=2)
 def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
     """Train the trunk and its branches, shortest first; every branch is a row of ``points``."""
     settings, recipe = context.settings, context.recipe

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from minnow.data.loader import Batch, Loader
+from minnow.data.loader import Loader
 from minnow.data.packing import Packed, pack, tokenize_documents
+from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss, held_out_rows
@@ -160,36 +161,32 @@ def text_rows(
     return Packed.load(corpus, words.digest), measured
 
 
-@stage("pretrain", TextTrainingSettings)
+@stage("pretrain", TextTrainingSettings, version=2)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     """Next-token training from random weights."""
-    return train_on_text(context, next_token, lambda packed: lambda step, batch: batch)
+    return train_on_text(context, next_token, lambda loader: lambda batch: batch)
 
 
 def train_on_text(
-    context: StageContext[Any], objective: Objective, prepare: Callable[[Packed], Callable[[int, Batch], Any]]
+    context: StageContext[Any], objective: Objective, prepare: Callable[[Loader], Callable[[Batch], Batch]]
 ) -> dict[str, Any]:
     """Train a new model on the recipe's text, measuring on held-out rows.
 
     Args:
-        prepare: from the packed corpus to what makes ``objective``'s batch of a step's rows.
+        prepare: from the loader to what makes ``objective``'s batch of one of its batches.
     """
     settings: TextTrainingSettings = context.settings
     words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
     packed, measured = text_rows(context, settings, words, context.seed)
-    ramp = settings.ramp
-    loader = (
-        RampedLoader(packed, settings.rows, context.seed, ramp)
-        if ramp.steps
-        else Loader(packed, settings.rows, context.seed)
-    )
+    loader = Loader(packed, settings.rows, context.seed)
+    ramped = RampedLoader(loader, settings.ramp)
     model = Backbone(model_config(context.recipe, words))
     model.initialise(context.seed)
-    made = prepare(packed)
+    made = prepare(loader)
     trainer = Trainer(
         model,
         objective,
-        Prefetch(lambda step: [made(step, loader.batch(step))]),
+        Prefetch(lambda step: [made(ramped.batch(step))]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
@@ -206,7 +203,7 @@ def train_on_text(
         averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
         trainer.notes.update(held_out_loss(averaged, measured, words))
     unique = int(np.count_nonzero(packed.documents))
-    return result | {"corpus_tokens": unique, "epochs": loader.epochs(trainer.done_steps), **trainer.notes}
+    return result | {"corpus_tokens": unique, "epochs": ramped.epochs(trainer.done_steps), **trainer.notes}
 
 
 @dataclass(frozen=True)
@@ -235,7 +232,7 @@ def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[l
     return [words.conversation([*e.messages, *e.reference], e.tools) for e in examples]
 
 
-@stage("sft", SftSettings)
+@stage("sft", SftSettings, version=2)
 def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     """Train on the references of every task, on assistant tokens only."""
     settings = context.settings

@@ -1,0 +1,43 @@
+"""Rows of tokens by number: what every corpus offers the loader, and the batches made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IGNORED = -100
+"""The target of a position that is not trained (torch's ``cross_entropy`` skips it)."""
+
+
+@dataclass
+class Batch:
+    """Rows ready for training, int64 ``[rows, T]`` each.
+
+    Attributes:
+        tokens: ids; padding holds the pad id.
+        targets: the next id of the same document, -100 where nothing is trained.
+        documents: 0 is padding, 1, 2, … number the documents within a row.
+        rows: ``[rows]`` the corpus rows these are, numbered through all sources; None where no loader made the batch.
+    """
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    documents: torch.Tensor
+    rows: torch.Tensor | None = field(default=None, kw_only=True)
+
+
+class Rows(Protocol):
+    """A corpus as rows of ``length`` tokens, numbered from 0."""
+
+    @property
+    def length(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """The rows of these numbers, in this order."""
+        ...
