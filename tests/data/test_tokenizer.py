@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,4 +149,4 @@ def test_a_tokenizer_without_the_chat_tokens_is_refused(folder: Path, tmp_path: 
     text = (folder / "tokenizer.json").read_text().replace("<|tool_call_end|>", "<|something|>")
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"no <\|tool_call_end\|> token"):
-        Tokenizer.load(tmp_path)
+        Tokenizer(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")))

@@ -241,7 +241,7 @@ def written_text(rollout: Rollout, tokenizer: Tokenizer) -> str:
         return rollout.text
     parts: list[str] = []
     ordinary: list[int] = []
-    ids = rollout.token_ids[:-1] if rollout.token_ids[-1:] == [tokenizer.eos_id] else rollout.token_ids
+    ids = rollout.token_ids[:-1] if rollout.finish_reason == "stop" else rollout.token_ids
     for token in ids:
         if tokenizer.decode([token]):
             ordinary.append(token)

@@ -96,7 +96,7 @@ def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer) -> list[NDArr
 
     def flush() -> None:
         for ids in tokenizer.encode_batch(waiting):
-            sequences.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=np.int32))
+            sequences.append(np.array([*tokenizer.begin, *ids, tokenizer.eos_id], dtype=np.int32))
         waiting.clear()
 
     for text in texts:

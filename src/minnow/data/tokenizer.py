@@ -23,6 +23,9 @@ LLAMA3_SPLIT = (
 """Llama 3's split expression; llama.cpp knows it as the pre-tokenizers ``llama-bpe`` and ``lfm2``."""
 
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
+"""Files of a checkpoint folder that belong to its tokenizer."""
+
 # transformers' own mark for "no limit": the context length belongs to the model's config, not to the tokenizer.
 _NO_LENGTH_LIMIT = int(1e30)
 
@@ -33,7 +36,11 @@ class Tokenizer:
     Attributes:
         vocab_size: entries, special tokens included; ids are ``0 .. vocab_size - 1``.
         pad_id, bos_id, eos_id: ``<|pad|>``, ``<|startoftext|>``, ``<|im_end|>``.
+        stop_ids: what ends an answer.
+        generation: entries for a checkpoint's ``generation_config.json``.
     """
+
+    bos_id: int | None
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wrap ``backend``, which is copied.
@@ -41,26 +48,32 @@ class Tokenizer:
         Raises:
             UserError: the vocabulary lacks one of the special tokens that the chat format is written with.
         """
+        self._wrap(backend)
+        ids = {token: self._special_id(token) for token in SPECIAL_TOKENS}
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.pad_id: int = ids[PAD]
+        self.bos_id = ids[BOS]
+        self.eos_id: int = ids[END]
+        self.stop_ids = frozenset([self.eos_id])
+        self.generation: dict[str, Any] = {}
+        self._start_id: int = ids[START]
+        self._newline = self.encode("\n")
+        self._assistant = self.encode("assistant\n")
+
+    def _wrap(self, backend: tokenizers.Tokenizer) -> None:
         self._serialised = backend.to_str()
         # Two copies, because whether special tokens are recognised is a property of the object and not of the call.
         self._plain = tokenizers.Tokenizer.from_str(self._serialised)
         self._plain.encode_special_tokens = True
         self._trusted = tokenizers.Tokenizer.from_str(self._serialised)
-        ids = {token: self._special_id(token) for token in SPECIAL_TOKENS}
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.pad_id: int = ids[PAD]
-        self.bos_id: int = ids[BOS]
-        self.eos_id: int = ids[END]
-        self._start_id: int = ids[START]
-        self._newline = self.encode("\n")
-        self._assistant = self.encode("assistant\n")
 
-    @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read ``tokenizer.json`` from a checkpoint folder.
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Read the tokenizer of a checkpoint folder: one with LFM2's special tokens, or of any other family
+        (:class:`minnow.data.foreign_tokenizer.ForeignTokenizer`).
 
         Raises:
-            UserError: the file is missing or unreadable, or lacks the special tokens.
+            UserError: ``tokenizer.json`` is missing or unreadable; of another family, also what its class says.
         """
         file = Path(folder) / "tokenizer.json"
         if not file.is_file():
@@ -71,7 +84,16 @@ class Tokenizer:
             raise UserError(
                 f"{file} is not a tokenizer ({error}); restore it or run the tokenizer stage again"
             ) from error
-        return cls(backend)
+        if any(backend.token_to_id(token) is None for token in SPECIAL_TOKENS):
+            from minnow.data.foreign_tokenizer import ForeignTokenizer
+
+            return ForeignTokenizer(Path(folder), backend)
+        return Tokenizer(backend)
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that come before bare text."""
+        return [] if self.bos_id is None else [self.bos_id]
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``; transformers opens them.
@@ -180,7 +202,7 @@ class Tokenizer:
     def _chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[list[int], list[bool]]:
-        ids, mask = [self.bos_id], [False]
+        ids, mask = self.begin, [False]
         for turn in turns(messages, tools):
             ids.append(self._start_id)
             if turn.role == "assistant":

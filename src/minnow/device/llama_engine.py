@@ -70,7 +70,7 @@ class LlamaEngine:
             sampling.max_new_tokens,
             sampling.temperature,
             sampling.seed,
-            stop=[self.tokenizer.eos_id],
+            stop=sorted(self.tokenizer.stop_ids),
             ids_in_use=self.tokenizer.vocab_size,
             stop_on_loop=sampling.stop_on_loop,
             persistence=sampling.persistence,
@@ -103,7 +103,7 @@ class LlamaEngine:
                     min(chunk, room),
                     temperature,
                     seed + len(ids),
-                    stop=[self.tokenizer.eos_id],
+                    stop=sorted(self.tokenizer.stop_ids),
                     ids_in_use=self.tokenizer.vocab_size,
                     banned=first if len(ids) == begun else (),
                 )[0]

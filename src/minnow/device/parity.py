@@ -133,7 +133,7 @@ def reference_scores(checkpoint: Path, sequences: Sequence[Sequence[int]]) -> tu
 
 
 def own_sequences(checkpoint: Path, count: int = 16, length: int = 96, seed: int = 0) -> list[list[int]]:
-    """Sequences the checkpoint itself writes at temperature 1 from ``<|startoftext|>``: a parity set for any model.
+    """Sequences the checkpoint itself writes at temperature 1, from the start of a text: a parity set for any model.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -141,7 +141,7 @@ def own_sequences(checkpoint: Path, count: int = 16, length: int = 96, seed: int
     model, tokenizer = load_checkpoint(checkpoint)
     engine = TorchEngine(model, tokenizer, rows=count)
     sampling = Sampling(temperature=1.0, max_new_tokens=length - 1, seed=seed, stop_on_loop=False)
-    rollouts = engine.generate([(str(i), [tokenizer.bos_id]) for i in range(count)], sampling)
+    rollouts = engine.generate([(str(i), tokenizer.begin or [tokenizer.eos_id]) for i in range(count)], sampling)
     return [rollout.prompt_ids + rollout.token_ids for rollout in rollouts]
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minnow.data.tokenizer import Tokenizer
+from minnow.data.tokenizer import FILES, Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
 from minnow.model.backbone import Backbone
@@ -26,8 +26,6 @@ SHARD_BYTES = 5 * 10**9
 
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_WORDS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")
-"""Files of a folder that belong to its tokenizer."""
 
 
 def to_hf_weights(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -121,13 +119,14 @@ def save_checkpoint(
     with whole_folder(folder) as temporary:
         save_model(model, temporary, weights, dtype)
         if isinstance(tokenizer, Path):
-            for file in sorted({file for pattern in _WORDS for file in tokenizer.glob(pattern)}):
+            for file in sorted({file for pattern in FILES for file in tokenizer.glob(pattern)}):
                 if file.is_file():
                     shutil.copyfile(file, temporary / file.name)
             kept = tokenizer / "generation_config.json"
             settings |= read_json(kept) if kept.exists() else {}
         else:
             tokenizer.save(temporary)
+            settings |= tokenizer.generation
         write_json(temporary / "generation_config.json", settings | (generation or {}))
 
 

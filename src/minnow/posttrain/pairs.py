@@ -53,7 +53,7 @@ class Pair:
         """TRL's conversational preference format, with provenance columns."""
 
         def turn(ids: list[int]) -> list[dict[str, str]]:
-            ended = ids[-1] == tokenizer.eos_id
+            ended = ids[-1] in tokenizer.stop_ids
             return [{"role": "assistant", "content": tokenizer.decode(ids[:-1] if ended else ids, keep_special=True)}]
 
         return {

@@ -84,7 +84,7 @@ class LocalTextEngine:
     def prompt_ids(self, prompt: ChatPrompt) -> list[int]:
         """What the model reads."""
         if prompt.raw:
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt.messages[-1]["content"])]
+            return [*self.tokenizer.begin, *self.tokenizer.encode(prompt.messages[-1]["content"])]
         return self.tokenizer.prompt(prompt.messages, prompt.tools)
 
     def answers(

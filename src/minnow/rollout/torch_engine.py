@@ -251,7 +251,7 @@ class TorchEngine:
 
     def _finish(self, row: _Row, loop: Loop | None) -> tuple[str | None, Loop | None]:
         """Why the row ends here, None when it goes on, and the loop it ends in."""
-        if row.tokens[-1] == self.tokenizer.eos_id:
+        if row.tokens[-1] in self.tokenizer.stop_ids:
             return "stop", None
         if loop is not None:
             return "loop", loop
@@ -278,7 +278,7 @@ class TorchEngine:
         return self.tokenizer.decode(tokens, keep_special=True)
 
     def _record(self, row: _Row, reason: str, loop: Loop | None) -> Rollout:
-        ended = row.tokens[-1] == self.tokenizer.eos_id
+        ended = row.tokens[-1] in self.tokenizer.stop_ids
         text = self._text(row.tokens[:-1] if ended else row.tokens)
         name, ids = row.prompt
         rewinds, discarded = row.rewound.count, row.rewound.discarded
