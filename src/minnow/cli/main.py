@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "loops compare": Command("minnow.cli.loops_compare:compare", "compare two measurements over the same prompts"),
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts, by Minnow's verdict or published rules"),
+    "merge": Command("minnow.cli.merge:merge", "merge checkpoints of one family, larger than memory if need be"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),

@@ -39,7 +39,7 @@ class ForeignTokenizer(Tokenizer):
 
         try:
             # For the names of its special tokens and for its template; every id here is from tokenizer.json itself.
-            self._form = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self._form: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a tokenizer's own class raises
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"transformers cannot open the tokenizer of {folder} ({reason}); restore it") from error
@@ -158,7 +158,8 @@ class ForeignTokenizer(Tokenizer):
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
     ) -> str:
         try:
-            text = self._form.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+            chat, offered = [dict(each) for each in messages], None if tools is None else [dict(each) for each in tools]
+            text = self._form.apply_chat_template(chat, tools=offered, add_generation_prompt=prompt, tokenize=False)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             roles = ", ".join(str(each["role"]) for each in messages)
             raise UserError(

@@ -20,11 +20,12 @@ from minnow.model.config import ModelConfig
 from minnow.model.families import FAMILIES
 from minnow.model.foreign import ForeignModel, is_foreign
 from minnow.model.language_model import LanguageModel
+from minnow.model.tensor_files import shard_names
 
 SHARD_BYTES = 5 * 10**9
 """The most bytes of tensors in one file."""
 
-_INDEX = "model.safetensors.index.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -82,8 +83,7 @@ def save_model(
             size = 0
         shards[-1][name] = tensor
         size, total = size + tensor.nbytes, total + tensor.nbytes
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else ["model.safetensors"]
+    names = shard_names(len(shards))
     for file, shard in zip(names, shards, strict=True):
         try:
             save_file(shard, folder / file, metadata={"format": "pt"})
@@ -91,7 +91,7 @@ def save_model(
             raise OSError(str(error)) from error
     if len(shards) > 1:
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(folder / WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def save_checkpoint(
@@ -178,14 +178,39 @@ class _MisfitError(Exception):
     """A tensor that contradicts ``config.json``."""
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a folder's index names, or all of them where there is no index.
+
+    Raises:
+        UserError: one of them is missing, or there is none.
+    """
+    if (folder / WEIGHTS_INDEX).exists():
+        places = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{folder / WEIGHTS_INDEX} has no weight_map; restore it")
+        paths = [folder / name for name in sorted(set(places.values()))]
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise UserError(f"{missing} is missing, though {WEIGHTS_INDEX} names it; give a complete checkpoint folder")
+        return paths
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    pickled = next((file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))), None)
+    if pickled is not None:
+        raise UserError(
+            f"{folder} holds its weights as a pickle ({pickled}), and opening one runs whatever code is in it; "
+            "save the model again as safetensors"
+        )
+    raise UserError(f"{folder} holds no .safetensors file; give a complete checkpoint folder")
+
+
 class _Stored:
     """The tensors of a folder's safetensors files, read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._open: dict[Path, Any] = {}
         self.files: dict[str, Path] = {}
-        listed = self._listed(folder)
-        for path in listed:
+        for path in weight_files(folder):
             try:
                 self._open[path] = safe_open(path, framework="pt")
                 self.files |= dict.fromkeys(self._open[path].keys(), path)
@@ -193,28 +218,6 @@ class _Stored:
                 raise UserError(
                     f"{path} is damaged or cut short ({error}); restore it or train the stage again"
                 ) from error
-
-    @staticmethod
-    def _listed(folder: Path) -> list[Path]:
-        """Files that the index names, or every safetensors file where there is no index."""
-        if (folder / _INDEX).exists():
-            places = read_json(folder / _INDEX).get("weight_map")
-            if not isinstance(places, dict):
-                raise UserError(f"{folder / _INDEX} has no weight_map; restore it")
-            paths = [folder / name for name in sorted(set(places.values()))]
-            missing = next((path for path in paths if not path.is_file()), None)
-            if missing is not None:
-                raise UserError(f"{missing} is missing, though {_INDEX} names it; give a complete checkpoint folder")
-            return paths
-        if files := sorted(folder.glob("*.safetensors")):
-            return files
-        pickled = next((file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))), None)
-        if pickled is not None:
-            raise UserError(
-                f"{folder} holds its weights as a pickle ({pickled}), and opening one runs whatever code is in it; "
-                "save the model again as safetensors"
-            )
-        raise UserError(f"{folder} holds no .safetensors file; give a complete checkpoint folder")
 
     def read(self, name: str) -> Tensor:
         path = self.files[name]
