@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -87,10 +88,12 @@ def test_packed_linear_maps(rows: int, inputs: int, outputs: int) -> None:
 )  # fmt: skip
 def test_linear_maps_of_many_rows(rows: int, inputs: int, outputs: int, long: int) -> None:
     x, weight = draw(rows + long, inputs).requires_grad_(), draw(outputs, inputs, seed=1).requires_grad_()
-    if not products.suits(x, weight):
+    if not products.can_pack(weight):
         pytest.skip("this processor does not multiply pairs of bfloat16")
     wide_x, wide_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
-    out, wanted = kernels.linear(x, weight), wide_x @ wide_weight.T
+    with mock.patch.object(products, "tiles", lambda: False):
+        assert products.suits(x, weight)
+        out, wanted = kernels.linear(x, weight), wide_x @ wide_weight.T
     cotangent = draw(*out.shape, seed=9)
     out.backward(cotangent)
     wanted.backward(cotangent.double())
@@ -98,6 +101,14 @@ def test_linear_maps_of_many_rows(rows: int, inputs: int, outputs: int, long: in
     for mine, theirs in ((x, wide_x), (weight, wide_weight)):
         assert mine.grad is not None and theirs.grad is not None
         close(mine.grad, theirs.grad, BF16, "gradient")
+
+
+@needs_library
+def test_many_rows_are_torchs_where_it_multiplies_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draw(64, 8).requires_grad_(), draw(6, 8, seed=1).requires_grad_()
+    monkeypatch.setattr(products, "tiles", lambda: True)
+    assert not products.suits(x, weight)
+    assert torch.equal(kernels.linear(x, weight), torch.nn.functional.linear(x, weight))
 
 
 @needs_library
@@ -348,13 +359,17 @@ def draw_targets(count: int, vocabulary: int, seed: int) -> Tensor:
 
 @needs_library
 @shapes
-@given(count=st.integers(1, 200), width=st.integers(1, 40), vocabulary=st.integers(2, 300), seed=st.integers(0, 99))
-def test_losses_over_the_vocabulary(count: int, width: int, vocabulary: int, seed: int) -> None:
+@given(
+    count=st.integers(1, 200), width=st.integers(1, 40), vocabulary=st.integers(2, 300), seed=st.integers(0, 99),
+    tiles=st.booleans(),
+)  # fmt: skip
+def test_losses_over_the_vocabulary(count: int, width: int, vocabulary: int, seed: int, tiles: bool) -> None:
     targets = draw_targets(count, vocabulary, seed)
     inputs = [draw(count, width), draw(vocabulary, width, seed=1)]
     # Logits are rounded to bfloat16: off by up to 2^-9 of their size (a few units), which the loss inherits.
-    compare("linear_cross_entropy", inputs, (targets,), 4 * BF16, 8 * BF16)
-    compare("token_log_probs", inputs, (targets,), 4 * BF16, 8 * BF16)
+    with mock.patch.object(products, "tiles", lambda: tiles):
+        compare("linear_cross_entropy", inputs, (targets,), 4 * BF16, 8 * BF16)
+        compare("token_log_probs", inputs, (targets,), 4 * BF16, 8 * BF16)
 
 
 @needs_library
