@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minnow.tasks import TASKS, Example, PocketWorld, Score, verify, verify_call
+from minnow.tasks import TASKS, Example, PocketWorld, Score, judge, verify
 from minnow.tasks.arithmetic import worked
 from minnow.tasks.types import SPLITS
 
@@ -192,13 +192,13 @@ def test_answers_are_matched_whole() -> None:
 def test_first_call_is_scored(task: str) -> None:
     for example in some(task, 10):
         call = example.reference[0]["content"]
-        assert verify_call(example, call).correct
-        assert verify_call(example, f"Let me see. {call}").correct
+        assert judge(example, call).correct
+        assert judge(example, f"Let me see. {call}").correct
         assert not verify(example, call).correct  # a call is not an answer
-        assert not verify_call(example, reply(example)).correct
-        assert not verify_call(example, call.replace('="', '="x')).correct
-        assert not verify_call(example, call.replace("[", "[x")).correct
-        assert not verify_call(example, call.removesuffix("<|tool_call_end|>")).correct
+        assert not judge(example, reply(example)).correct
+        assert not judge(example, call.replace('="', '="x')).correct
+        assert not judge(example, call.replace("[", "[x")).correct
+        assert not judge(example, call.removesuffix("<|tool_call_end|>")).correct
     spoilt = ("[]", "search", "[search(f())]", '[search("a")]', "[search(query=)]", "[1]", "[" * 500, "[search(**a)]")
     for body in spoilt:
-        assert not verify_call(example, f"<|tool_call_start|>{body}<|tool_call_end|>").correct
+        assert not judge(example, f"<|tool_call_start|>{body}<|tool_call_end|>").correct

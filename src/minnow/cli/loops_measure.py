@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.models import RunRecord, open_model
 from minnow.cli.output import AsJson, Threads, columns, emit
-from minnow.cli.rows import read_rows
-from minnow.data.tokenizer import Tokenizer
+from minnow.cli.text_models import KEY_VARIABLE, Server, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.data.table import read_rows
 from minnow.errors import UserError
 from minnow.evaluate.loops import MINNOW, LoopRates, by_temperature, loop_examples
 from minnow.evaluate.prompts import SETS, prompt_set
@@ -22,17 +18,12 @@ from minnow.evaluate.survey import FAILED, AnswerFile, Settings, judged_of, ques
 from minnow.files import write_json
 from minnow.loops import Rate
 from minnow.progress import track
-from minnow.recipe.folder import hash_file
 from minnow.recipe.mapping import nearest
 from minnow.rollout import Sampling
-from minnow.rollout.server_engine import ServerEngine
-from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextEngine
 from minnow.tasks import Example
 
 POCKET = "pocket"
 WORLD_PROMPTS = 500
-SERVER = "server"
-KEY_VARIABLE = "MINNOW_API_KEY"
 _SHOWN_CHARACTERS = 160
 _MOST_EXAMPLES, _MOST_FAILURES = 8, 20
 
@@ -90,12 +81,8 @@ def measure(
         Sampling(degree, max_new_tokens)
     file = out if out is None or out.suffix == ".jsonl" else out / "answers.jsonl"
     sets = {name: _read_set(name, n, raw) for name in dict.fromkeys(prompts) if name != POCKET}
-    server = ServerEngine.is_address(source)
-    with (
-        _server(source, model, concurrency, timeout, key_variable)
-        if server
-        else _local(source, model, tokenizer, threads, max_new_tokens)
-    ) as opened:
+    server = Server(model, concurrency, timeout, key_variable)
+    with open_text_model(source, server, tokenizer, threads, max_new_tokens) as opened:
         if not prompts or POCKET in prompts:
             sets = {POCKET: _world_prompts(opened, n)} | sets
             sets = {name: sets[name] for name in dict.fromkeys(prompts or (POCKET,))}
@@ -103,7 +90,7 @@ def measure(
         settings = Settings(
             opened.name,
             opened.runtime,
-            _digest(opened.path) if file is not None else None,
+            weights_digest(opened.path) if file is not None else None,
             max_new_tokens,
             seed,
             raw,
@@ -120,63 +107,19 @@ def measure(
     emit(document, _measured_text(document), as_json)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A model that answers messages; ``tokenizer`` and ``context`` are of a local one."""
-
-    name: str
-    runtime: str
-    engine: TextEngine
-    path: Path | None = None
-    tokenizer: Tokenizer | None = None
-    context: int | None = None
-    run: RunRecord | None = None
-
-
-@contextmanager
-def _server(url: str, model: str | None, concurrency: int, timeout: float, key_variable: str) -> Iterator[_Opened]:
-    if model is None:
-        raise UserError(f"{url} is a server; say which of its models to measure with --model NAME")
-    engine = ServerEngine(url, model, concurrency, timeout, api_key=os.environ.get(key_variable))
-    yield _Opened(f"{model} at {engine.url}", SERVER, engine)
-
-
-@contextmanager
-def _local(
-    source: str, model: str | None, tokenizer: Path | None, threads: int | None, max_new_tokens: int
-) -> Iterator[_Opened]:
-    if model is not None:
-        raise UserError(f"--model names a server's model, and {source} is no address; leave --model out")
-    with open_model(Path(source), tokenizer, threads, max_new_tokens) as opened:
-        engine = LocalTextEngine(opened.engine, opened.tokenizer, opened.rows)
-        yield _Opened(
-            str(opened.path), opened.runtime, engine, opened.path, opened.tokenizer, opened.context, opened.run
-        )
-
-
-def _digest(path: Path | None) -> str | None:
-    """Of a model's weights, so that answers of a model that was trained anew are not taken for those of the old one."""
-    if path is None:
-        return None
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return "-".join(hash_file(each)[:16] for each in files)
-
-
-def _check_lengths(opened: _Opened, sets: dict[str, list[Example]], budget: int, raw: bool) -> None:
-    """Before hours of answers, not after them; a server says it of each prompt."""
-    if not isinstance(opened.engine, LocalTextEngine) or opened.context is None:
-        return
+def _check_lengths(opened: TextModel, sets: dict[str, list[Example]], budget: int, raw: bool) -> None:
+    """Before hours of answers, not after them."""
     for name, examples in sets.items():
         for each in examples:
-            length = len(opened.engine.prompt_ids(ChatPrompt(each.id, each.messages, each.tools, raw)))
-            if length + budget > opened.context:
+            length = length_beyond(opened, each, budget, raw)
+            if length is not None:
                 raise UserError(
                     f"prompt {each.id} of {name} ({length} tokens) and {budget} new ones exceed the context of "
                     f"{opened.context}; shorten or remove the prompt, or lower --max-new-tokens"
                 )
 
 
-def _world_prompts(opened: _Opened, n: int | None) -> list[Example]:
+def _world_prompts(opened: TextModel, n: int | None) -> list[Example]:
     world = None if opened.run is None else opened.run.world()
     if world is None:
         raise UserError(
@@ -203,8 +146,7 @@ def read_prompts(file: Path, raw: bool = False) -> list[Example]:
         UserError: the file is missing, not UTF-8, empty or malformed; or ``raw`` is asked for rows of messages.
     """
     examples: dict[str, Example] = {}
-    for number, row in read_rows(file):
-        place = f"line {number} of {file}"
+    for number, place, row in read_rows(file):
         prompt, messages = row.get("prompt"), row.get("messages")
         if isinstance(prompt, str) and prompt:
             messages = [{"role": "user", "content": prompt}]
@@ -223,7 +165,7 @@ def read_prompts(file: Path, raw: bool = False) -> list[Example]:
 
 
 def _document(
-    opened: _Opened, settings: Settings, sets: dict[str, list[Example]], rows: Sequence[dict[str, Any]]
+    opened: TextModel, settings: Settings, sets: dict[str, list[Example]], rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     failed = [row for row in rows if row["finish_reason"] == FAILED]
     if len(failed) == len(rows):

@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
     "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
     "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
+    "eval": Command("minnow.cli.eval:evaluate", "score a model's answers on tasks, built in or your own"),
     "loops measure": Command(
         "minnow.cli.loops_measure:measure", "measure how often a model's answers end in a doom loop"
     ),

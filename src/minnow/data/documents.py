@@ -51,7 +51,7 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
 def _documents(path: Path, kind: str, field: str) -> Iterator[str]:
     found = False
     try:
-        with _open(path) as stream:
+        with open_file(path) as stream:
             for text in _read(stream, path, kind, field):
                 if text and not text.isspace():
                     found = True
@@ -64,7 +64,8 @@ def _documents(path: Path, kind: str, field: str) -> Iterator[str]:
         raise UserError(f"{path} holds no text; give a corpus that is not empty")
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed where its name ends in ``.gz`` or ``.xz``."""
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
     return openers.get(path.suffix.lower(), open)(path, "rb")
 

@@ -14,10 +14,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.evaluate.loops import Judged, LoopRates, judge_rollout, loop_examples, with_rules
 from minnow.loops import Rate
 from minnow.rollout.records import Engine, Rollout, Sampling
-from minnow.tasks import Example, Score, verify, verify_call
-
-CALL_TASKS = ("search", "calculator")
-"""Tasks whose first answer is a tool call; the whole conversation is the agent's business."""
+from minnow.tasks import Example, Score, judge
 
 
 def answer(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], sampling: Sampling) -> list[Rollout]:
@@ -36,9 +33,14 @@ def answer_groups(
 
 def score(example: Example, rollout: Rollout) -> Score:
     """The verifier's word on one answer; an answer that loops or never ends earns nothing."""
-    if rollout.finish_reason != "stop":
-        return Score(0.0, False, "loops" if rollout.finish_reason == "loop" else "does not end")
-    return verify_call(example, rollout.text) if example.task in CALL_TASKS else verify(example, rollout.text)
+    return score_text(example, rollout.text, rollout.finish_reason)
+
+
+def score_text(example: Example, text: str, finish_reason: str) -> Score:
+    """:func:`score` of an answer that is only known as text."""
+    if finish_reason != "stop":
+        return Score.wrong("loops" if finish_reason == "loop" else "does not end")
+    return judge(example, text)
 
 
 @dataclass

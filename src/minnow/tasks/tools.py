@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Protocol
 
 from minnow.tasks.names import split_of
-from minnow.tasks.types import Draft, Example, Score, Split
+from minnow.tasks.types import Draft, Score, Split
 
 SEARCH_SCHEMA: dict[str, Any] = {"name": "search", "parameters": {"query": "string"}}
 CALCULATOR_SCHEMA: dict[str, Any] = {"name": "calculator", "parameters": {"expression": "string"}}
@@ -69,9 +69,9 @@ def first_call(text: str) -> dict[str, Any] | None:
         return None
 
 
-def verify_call(example: Example, text: str) -> Score:
+def score_call(answer: dict[str, Any], text: str) -> Score:
     """Score the first call of a tool task's opening turn: name and arguments must equal the reference's."""
-    wanted, found = example.answer["calls"][0], first_call(text)
+    wanted, found = answer["calls"][0], first_call(text)
     if found is None:
         return Score.wrong("no readable tool call")
     return Score.right() if found == wanted else Score.wrong(f"called {found}, not {wanted}")

@@ -10,12 +10,12 @@ from random import Random
 from minnow.errors import UserError
 from minnow.tasks import arithmetic, encyclopaedia, enumerations, extraction, pages, questions, summaries, tools, walks
 from minnow.tasks.encyclopaedia import Entity
+from minnow.tasks.task import DRAWN_EXAMPLES, Task, distinct, register
 from minnow.tasks.types import SPLITS, Draft, Example, Page, Score, Split
 
 TASKS = ("arithmetic", "walk", "enumeration", "page", "question", "search", "extraction", "calculator", "summary")
 # Kinds (a task, or its long form) in turn; pages come twice, the most open-ended of them.
 LOOP_PRONE = ("long page", "enumeration", "long page", "long walk", "long arithmetic")
-_REDRAWS = 200  # tries for a prompt that has not come yet, before a drawn task counts as exhausted
 
 # Shares of the pre-training text by documents; long pages and lists are several times the length of the rest.
 _DOCUMENTS = {
@@ -41,14 +41,20 @@ _SCORES: dict[str, Callable[..., Score]] = {
     "calculator": tools.score_answer,
     "summary": summaries.score,
 }
+# What one answer is worth: of the tasks with tools, the call it makes; the whole conversation is the agent's business.
+_FIRST_TURN = _SCORES | {"search": tools.score_call, "calculator": tools.score_call}
+for _name, _score in _FIRST_TURN.items():
+    register(_name, _score, built_in=True)
 
 
 def verify(example: Example, text: str) -> Score:
-    """Score the assistant's text for ``example``.
+    """Score the assistant's last turn for ``example``; :func:`minnow.tasks.judge` scores its first.
+
+    They differ for the tasks with tools, whose last turn must be the answer and whose first is a call. Open tasks need
+    nothing from ``example`` that a model could not know: they are scored on form.
 
     Args:
-        text: raw text with special tokens kept; for tasks with tools the last turn, which must be the answer. Open
-            tasks need nothing from ``example`` that a model could not know: they are scored on form.
+        text: raw text with special tokens kept.
     """
     return _SCORES[example.task](example.answer, text.removesuffix("<|im_end|>").strip())
 
@@ -110,6 +116,15 @@ class PocketWorld:
             return self._deal(("page", "long page"), split, n)
         return self._take(task, split, n)
 
+    def task(self, name: str) -> Task:
+        """One of the nine as a task like any other."""
+        return Task(
+            name,
+            lambda split, n: self.examples(name, split, DRAWN_EXAMPLES if n is None else n),
+            _FIRST_TURN[name],
+            max_new_tokens=512,
+        )
+
     def loop_prone(self, split: Split, n: int) -> list[Example]:
         """``n`` prompts that tempt a small model to loop: long pages, lists, long walks, long sums, in turn.
 
@@ -141,7 +156,7 @@ class PocketWorld:
                 id=f"{kind.replace(' ', '-')}-{split}-{number}",
                 task=task,
                 split=split,
-                messages=[{"role": "user", "content": draft.prompt}],
+                messages=draft.messages,
                 reference=draft.turns,
                 answer=draft.answer,
                 tools=draft.tools,
@@ -163,7 +178,7 @@ class PocketWorld:
             "summary": lambda: summaries.draw(rng, split),
         }
         if kind in drawers:
-            yield from _distinct(drawers[kind], repeat)
+            yield from distinct(drawers[kind], repeat)
             return
         listers: dict[str, Callable[[str, Split, Random], Iterator[Draft]]] = {
             "page": self._page_drafts,
@@ -237,7 +252,7 @@ class PocketWorld:
             if kind.endswith("page"):
                 yield draft.turns[0]["content"]
             else:
-                yield "\n".join([draft.prompt, *(_plain(turn["content"]) for turn in draft.turns)])
+                yield "\n".join(_plain(turn["content"]) for turn in [*draft.messages, *draft.turns])
 
     def _readings(self) -> Iterator[str]:
         """Pages with all their questions and answers: a model that is to look things up must have learnt to read."""
@@ -256,19 +271,3 @@ def _plain(content: str) -> str:
     """A turn as plain text: a call becomes "Search: Velmora" or "Calculator: 2 + 2"."""
     call = tools.first_call(content)
     return f"{call['name'].capitalize()}: {next(iter(call['arguments'].values()))}" if call else content
-
-
-def _distinct(draw: Callable[[], Draft], repeat: bool) -> Iterator[Draft]:
-    """Drafts whose prompts have not come yet, for as long as a few tries find one."""
-    seen: set[str] = set()
-    while True:
-        for _ in range(_REDRAWS):
-            draft = draw()
-            if draft.prompt not in seen:
-                break
-        else:
-            if not repeat:
-                return
-            seen.clear()
-        seen.add(draft.prompt)
-        yield draft

@@ -1,0 +1,173 @@
+"""``minnow eval``: what a model's answers to a task are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from minnow.cli.output import AsJson, Threads, columns, emit, warn
+from minnow.cli.text_models import KEY_VARIABLE, Server, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.data.table import Faults
+from minnow.errors import UserError
+from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
+from minnow.evaluate.task_report import task_report
+from minnow.files import write_json
+from minnow.loops import Rate
+from minnow.progress import track
+from minnow.recipe.tasks import load_task
+from minnow.rollout import Sampling
+from minnow.tasks import Example, PocketWorld, Task
+
+_OPENING_TOKENS = 512  # a model is opened before the budgets of its tasks are known
+
+
+def evaluate(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=FILE]|FILE.yaml|FILE.py,…")],
+    n: Annotated[int | None, tyro.conf.arg(metavar="EXAMPLES")] = None,
+    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    concurrency: int = 4,
+    timeout: float = 120.0,
+    key_variable: Annotated[str, tyro.conf.arg(metavar="NAME")] = KEY_VARIABLE,
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model's answers on the held-out examples of tasks, with 95% intervals and the loop rate beside each.
+
+    Args:
+        source: a checkpoint folder, a stage or run folder, a GGUF file, or the address of an OpenAI-compatible server
+            such as http://localhost:8080/v1.
+        tasks: names of tasks, task files, or both, with commas between them. A task made from published data takes its
+            file as NAME=FILE.
+        n: the first n examples of each task; by default all of a file, 200 of a task that is drawn.
+        temperature: 0 is greedy.
+        max_new_tokens: the budget of one answer; by default each task's own. An answer cut there is wrong.
+        seed: of the sampling noise.
+        skip_bad_rows: leave out malformed rows of data, counted and named, instead of stopping at the first.
+        out: keep every answer there, one file for each task; the same command goes on where a killed one was.
+        model: the name a server knows its model by.
+        concurrency: requests to a server at once.
+        timeout: seconds without a new piece of an answer after which a server counts as hanging.
+        key_variable: the environment variable that holds a server's API key, if it asks for one.
+        tokenizer: model folder with the tokenizer of a GGUF file.
+        threads: of torch or llama.cpp.
+    """
+    named = [name.strip() for given in tasks for name in given.split(",") if name.strip()]
+    if not named:
+        raise UserError("--tasks names no task; give at least one")
+    if n is not None and n < 1:
+        raise UserError(f"--n is {n}; ask at least 1 example of each task")
+    Sampling(temperature, max_new_tokens or 1)
+    server = Server(model, concurrency, timeout, key_variable)
+    with open_text_model(source, server, tokenizer, threads, max_new_tokens or _OPENING_TOKENS) as opened:
+        world = None if opened.run is None else opened.run.world()
+        prepared = [_prepare(name, n, skip_bad_rows, world) for name in dict.fromkeys(named)]
+        results = {}
+        for task, examples, faults in prepared:
+            if task.name in results:
+                raise UserError(f"two of the tasks are named {task.name!r}; rename one or measure them apart")
+            budget = max_new_tokens or task.max_new_tokens
+            results[task.name] = _measure(opened, task, examples, faults, budget, temperature, seed, out)
+    document = {"model": opened.name, "runtime": opened.runtime, "seed": seed, "tasks": results}
+    if out is not None:
+        write_json(out / "evaluation.json", document)
+    emit(document, _text(document), as_json)
+
+
+def _prepare(
+    source: str, n: int | None, skip_bad_rows: bool, world: PocketWorld | None
+) -> tuple[Task, list[Example], list[str]]:
+    """A task with the examples to ask, and the rows left out; all tasks are read before the first answer."""
+    faults = Faults(skip_bad_rows)
+    task = load_task(source, faults, world)
+    return task, task.examples("held_out", n), faults.found
+
+
+def _measure(
+    opened: TextModel,
+    task: Task,
+    examples: Sequence[Example],
+    bad_rows: list[str],
+    budget: int,
+    temperature: float,
+    seed: int,
+    out: Path | None,
+) -> dict[str, Any]:
+    fitting = [each for each in examples if length_beyond(opened, each, budget) is None]
+    if not fitting:
+        raise UserError(
+            f"no prompt of the task {task.name!r} and {budget} new tokens fit the context of {opened.context}; lower "
+            "--max-new-tokens or take a model with a longer one"
+        )
+    digest = weights_digest(opened.path) if out is not None else None
+    settings = Settings(opened.name, opened.runtime, digest, budget, seed, raw=False, stop_on_loop=False)
+    kept = AnswerFile(None if out is None else out / f"{task.name}.jsonl", settings)
+    wanted = questions({task.name: fitting}, [temperature], 1)
+    held = sum(kept.holds(each) for each in wanted)
+    with track(len(wanted), f"eval {task.name}", "answers", done=held) as bar:
+        rows = survey(opened.engine, opened.tokenizer, wanted, kept, bar.advance)
+    return {
+        "temperature": temperature,
+        "max_new_tokens": budget,
+        "too_long": len(examples) - len(fitting),
+        "bad_rows": bad_rows,
+        **task_report(fitting, rows),
+    }
+
+
+def _text(document: dict[str, Any]) -> str:
+    rows = [["task", "correct", "rate", "95% interval", "value", "loops", "truncated", "failed"]]
+    lines = []
+    for name, found in document["tasks"].items():
+        if "correct" not in found:
+            lines.append(
+                f"{name}: none of {found['failed']} requests was answered; the first said: {found['errors'][0]}"
+            )
+            continue
+        rate, loops = (Rate(found[key]["count"], found[key]["total"]) for key in ("correct", "loops"))
+        rows.append(
+            [
+                name,
+                f"{rate.count}/{rate.total}",
+                f"{rate.rate:.1%}",
+                f"{rate.low:.1%} to {rate.high:.1%}",
+                f"{found['value']['mean']:.3f}",
+                f"{loops.rate:.1%} ({loops.low:.1%} to {loops.high:.1%})",
+                str(found["truncated"]),
+                str(found["failed"]),
+            ]
+        )
+        lines += _about(name, found)
+    first = next(iter(document["tasks"].values()))
+    head = f"{document['model']} ({document['runtime']}), temperature {first['temperature']:g}, seed {document['seed']}"
+    return "\n\n".join([head, columns(rows), *lines])
+
+
+def _about(name: str, found: dict[str, Any]) -> list[str]:
+    """What else is known of a task's answers, in a paragraph."""
+    said = [f"{name}: at most {found['max_new_tokens']} tokens an answer"]
+    for metric, number in found["metrics"].items():
+        if number["mean"] is not None:
+            interval = f" ({number['low']:.3f} to {number['high']:.3f})" if number["low"] is not None else ""
+            said.append(f"{metric} {number['mean']:.3f}{interval}")
+    if found["too_long"]:
+        said.append(f"{found['too_long']} prompts too long for the model left out")
+    if found["bad_rows"]:
+        warn(found["bad_rows"])
+        said.append(f"{len(found['bad_rows'])} bad rows left out")
+    if found["verifier_faults"]:
+        said.append(f"the verifier failed {found['verifier_faults']} times, first with {found['faults'][0]['fault']}")
+    if found["wrong"]:
+        first = found["wrong"][0]
+        said.append(f"first wrong one {first['id']}: {first['reason']}")
+    return ["; ".join(said)]

@@ -1,0 +1,89 @@
+"""A model that answers messages, as a command is given it: a checkpoint, a GGUF file or a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from minnow.cli.models import RunRecord, open_model
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.recipe.folder import hash_file
+from minnow.rollout.server_engine import ServerEngine
+from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextEngine
+from minnow.tasks import Example
+
+SERVER = "server"
+KEY_VARIABLE = "MINNOW_API_KEY"
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a server is asked: flags of every command that takes one.
+
+    Attributes:
+        model: the name it knows its model by.
+        key_variable: the environment variable that holds its API key, if it asks for one.
+    """
+
+    model: str | None = None
+    concurrency: int = 4
+    timeout: float = 120.0
+    key_variable: str = KEY_VARIABLE
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model that answers messages; ``tokenizer`` and ``context`` are of a local one."""
+
+    name: str
+    runtime: str
+    engine: TextEngine
+    path: Path | None = None
+    tokenizer: Tokenizer | None = None
+    context: int | None = None
+    run: RunRecord | None = None
+
+
+@contextmanager
+def open_text_model(
+    source: str, server: Server, tokenizer: Path | None, threads: int | None, max_new_tokens: int
+) -> Iterator[TextModel]:
+    """Open what ``source`` names: the address of a server, or a model as :func:`minnow.cli.models.open_model` has it.
+
+    Raises:
+        UserError: as there; a server without the name of a model, or a name without a server.
+    """
+    if ServerEngine.is_address(source):
+        if server.model is None:
+            raise UserError(f"{source} is a server; say which of its models to measure with --model NAME")
+        key = os.environ.get(server.key_variable)
+        engine = ServerEngine(source, server.model, server.concurrency, server.timeout, api_key=key)
+        yield TextModel(f"{server.model} at {engine.url}", SERVER, engine)
+        return
+    if server.model is not None:
+        raise UserError(f"--model names a server's model, and {source} is no address; leave --model out")
+    with open_model(Path(source), tokenizer, threads, max_new_tokens) as opened:
+        local = LocalTextEngine(opened.engine, opened.tokenizer, opened.rows)
+        yield TextModel(
+            str(opened.path), opened.runtime, local, opened.path, opened.tokenizer, opened.context, opened.run
+        )
+
+
+def weights_digest(path: Path | None) -> str | None:
+    """Of a model's weights, so that answers of a model that was trained anew are not taken for those of the old one."""
+    if path is None:
+        return None
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return "-".join(hash_file(each)[:16] for each in files)
+
+
+def length_beyond(opened: TextModel, example: Example, budget: int, raw: bool = False) -> int | None:
+    """The tokens of a prompt that leaves a local model no room for ``budget`` new ones; None where it does."""
+    if not isinstance(opened.engine, LocalTextEngine) or opened.context is None:
+        return None  # a server says it of each prompt
+    length = len(opened.engine.prompt_ids(ChatPrompt(example.id, example.messages, example.tools, raw)))
+    return length if length + budget > opened.context else None

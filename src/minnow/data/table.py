@@ -1,0 +1,130 @@
+"""Rows out of the files that tasks and prompts come in: JSON lines, JSON, Parquet, CSV, plain or compressed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from minnow.data.documents import open_file
+from minnow.errors import UserError
+
+
+class Row(NamedTuple):
+    """One object of a file. ``place`` names it in errors, such as ``line 7 of FILE``; ``number`` counts from 1."""
+
+    number: int
+    place: str
+    values: dict[str, Any]
+
+
+@dataclass
+class Faults:
+    """What becomes of rows that cannot be used: the first stops everything, or all are left out and remembered.
+
+    Attributes:
+        found: a sentence for each row left out.
+    """
+
+    skip: bool = False
+    found: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str) -> None:
+        """One more such row.
+
+        Raises:
+            UserError: unless rows are skipped.
+        """
+        if not self.skip:
+            raise UserError(sentence)
+        self.found.append(sentence)
+
+
+def read_rows(file: Path, faults: Faults | None = None) -> list[Row]:
+    """The objects of a file, blank lines left out.
+
+    ``.json`` may hold a list, an object with its list under ``data`` (SQuAD), or, as BFCL has it, one object per line.
+    A file of an unknown kind is read as JSON lines. All of them may end in ``.gz`` or ``.xz`` as well.
+
+    Raises:
+        UserError: the file is missing, a folder, damaged, not UTF-8 or holds no rows; or, unless ``faults`` skips such
+            rows, one of them is no JSON object.
+    """
+    faults = faults or Faults()
+    try:
+        with open_file(file) as opened:
+            data = opened.read()
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; check the path") from error
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{file} is damaged or not compressed as its name says ({error}); fetch it again") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); name a file of rows, such as JSONL") from error
+    kind = Path(file.stem if file.suffix.lower() in (".gz", ".xz") else file.name).suffix.lower()
+    rows = list(_rows(data, kind, file, faults))
+    if not rows:
+        raise UserError(f"{file} holds no rows; give a file with one JSON object per line")
+    return rows
+
+
+def _rows(data: bytes, kind: str, file: Path, faults: Faults) -> Iterator[Row]:
+    if kind == ".parquet":
+        return _numbered(_parquet(data, file), "row", file, faults)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 text at byte {error.start}; convert it, for example with "
+            "`iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
+        ) from error
+    if kind == ".csv":
+        return _numbered(csv.DictReader(io.StringIO(text)), "row", file, faults)
+    if kind == ".json":
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            return _lines(text, file, faults)
+        inner = whole.get("data") if isinstance(whole, dict) else whole
+        return _numbered(inner if isinstance(inner, list) else [whole], "entry", file, faults)
+    return _lines(text, file, faults)
+
+
+def _lines(text: str, file: Path, faults: Faults) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number} of {file}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            faults.add(f"{place} is not JSON ({error}); correct or remove it")
+            continue
+        if isinstance(values, dict):
+            yield Row(number, place, values)
+        else:
+            faults.add(f"{place} is not an object but {type(values).__name__}; write {{…}}")
+
+
+def _numbered(entries: Iterable[Any], word: str, file: Path, faults: Faults) -> Iterator[Row]:
+    for number, values in enumerate(entries, start=1):
+        if isinstance(values, dict):
+            yield Row(number, f"{word} {number} of {file}", values)
+        else:
+            faults.add(f"{word} {number} of {file} is not an object but {type(values).__name__}; write {{…}}")
+
+
+def _parquet(data: bytes, file: Path) -> list[dict[str, Any]]:
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file} is not a readable Parquet file ({error}); fetch or write it again") from error
