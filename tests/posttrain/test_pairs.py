@@ -59,7 +59,7 @@ def test_a_loop_is_rejected_before_a_wrong_answer_and_the_greedy_one_before_a_sa
     assert pair.rejected_ids == greedy.token_ids[: 9 + 3 * 5]
     assert pair.provenance == {
         "chosen_score": 1.0, "rejected_score": 0.0, "chosen_temperature": 0.4, "rejected_temperature": 0.0,
-        "rejected_finish": "loop",
+        "rejected_finish": "loop", "rejected_onset": 9,
     }  # fmt: skip
     pair, _ = chosen(right, wrong, sampled)
     assert pair is not None and pair.rejected_ids == sampled.token_ids[:24] and pair.chosen_ids == right.token_ids

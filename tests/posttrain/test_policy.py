@@ -15,7 +15,8 @@ from minnow.posttrain.policy import RolloutSettings, RolloutStep, advantages, re
 from minnow.rollout import Prompt, Rollout, Sampling, TorchEngine
 from minnow.rollout.records import per_prompt
 from minnow.tasks import Example, PocketWorld
-from minnow.train.objectives import PolicyGradient, completion_log_probs
+from minnow.train.objectives import completion_log_probs
+from minnow.train.policy_gradient import PolicyGradient
 
 LOOP = Loop("period", onset=6, period=4, copies=10.0, end=42)
 

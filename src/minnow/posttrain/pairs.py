@@ -126,6 +126,7 @@ def choose_pair(
         "chosen_temperature": best.sampling.temperature,
         "rejected_temperature": rejected.sampling.temperature,
         "rejected_finish": rejected.finish_reason,
+        "rejected_onset": rejected.loop.onset if kind == "loop" and rejected.loop else None,
     }
     return Pair(example, kind, best.prompt_ids, best.token_ids, rejected_ids, provenance), False
 

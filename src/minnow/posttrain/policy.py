@@ -13,7 +13,8 @@ from minnow.evaluate.measure import answer_groups, score
 from minnow.posttrain.pairs import cut_loop
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example
-from minnow.train.objectives import PolicyBatch, pack_sequences
+from minnow.train.objectives import pack_sequences
+from minnow.train.policy_gradient import PolicyBatch
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,5 @@ def rollout_step(
     if not weights:
         return RolloutStep(None, numbers)
     packed = pack_sequences(prompts, completions, settings.row_length, known)
-    return RolloutStep(PolicyBatch(**vars(packed), advantages=torch.tensor(weights)), numbers)
+    batch = PolicyBatch(**vars(packed), advantages=torch.tensor(weights), budget=settings.max_new_tokens)
+    return RolloutStep(batch, numbers)

@@ -5,13 +5,12 @@ Each returns sums, so micro-batches of unequal size add up exactly; the loop div
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
@@ -55,7 +54,10 @@ class SequenceBatch:
         sequences: ``[rows, T]`` index of the completion a target belongs to, -1 where there is none.
         reference: ``[rows, T]`` log-probability of each target under the reference or sampling policy.
         lengths: ``[S]`` number of targets of each completion.
+        splits: whether rows have losses of their own; completions that are compared with each other do not.
     """
+
+    splits: ClassVar[bool] = False
 
     tokens: Tensor
     targets: Tensor
@@ -67,6 +69,13 @@ class SequenceBatch:
     @property
     def trained(self) -> Tensor:
         return self.sequences >= 0
+
+    def placed(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """One number per target of each completion, ``[rows, T]`` float32; zero where nothing is trained."""
+        order = self.sequences[self.trained].unique_consecutive().tolist()
+        table = torch.zeros(self.tokens.shape)
+        table[self.trained] = torch.tensor([value for i in order for value in values[i]])
+        return table
 
 
 def pack_sequences(
@@ -96,7 +105,6 @@ def pack_sequences(
     shape = (len(rows), width)
     tokens, documents = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.int32)
     targets, sequences = torch.full(shape, kernels.IGNORED), torch.full(shape, -1)
-    known = torch.zeros(shape)
     for row, members in enumerate(rows):
         start = 0
         for document, i in enumerate(members, start=1):
@@ -106,10 +114,12 @@ def pack_sequences(
             first, last = start + len(prompts[i]) - 1, start + len(ids) - 1
             targets[row, first:last] = torch.tensor(completions[i])
             sequences[row, first:last] = i
-            if reference is not None:
-                known[row, first:last] = torch.tensor(reference[i])
             start += len(ids)
-    return SequenceBatch(tokens, targets, documents, sequences, known, torch.tensor([len(c) for c in completions]))
+    lengths = torch.tensor([len(ids) for ids in completions])
+    batch = SequenceBatch(tokens, targets, documents, sequences, torch.zeros(shape), lengths)
+    if reference is not None:
+        batch.reference = batch.placed(reference)
+    return batch
 
 
 def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
@@ -120,48 +130,17 @@ def completion_log_probs(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     return flat.view(batch.targets.shape)
 
 
-def _per_sequence_mean(values: Tensor, batch: SequenceBatch) -> Tensor:
-    """Mean of token values over each completion, ``[S]``."""
-    sums = values.new_zeros(len(batch.lengths)).index_add(0, batch.sequences[batch.trained], values[batch.trained])
-    return sums / batch.lengths
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Length-normalised DPO with a small SFT term on the chosen answers (Tulu 3, arXiv 2411.15124; TRL ``sigmoid_norm``).
-
-    ``-log sigmoid(beta * (mean log-ratio of chosen - mean log-ratio of rejected)) + sft * mean NLL of chosen``.
-    The NLL is averaged over each answer and then over pairs (TRL's ``sft`` averages over the batch's tokens), so that
-    micro-batches add up. Completion ``2 i`` of the batch is pair ``i``'s chosen answer, ``2 i + 1`` its rejected one.
-    """
-
-    beta: float = 5.0
-    sft: float = 0.5
-
-    def __call__(self, model: LanguageModel, batch: SequenceBatch) -> Loss:
-        log_probs = completion_log_probs(model, batch)
-        means = _per_sequence_mean(log_probs, batch)
-        margins = _per_sequence_mean(log_probs - batch.reference, batch)
-        margin = margins[0::2] - margins[1::2]
-        loss = -F.logsigmoid(self.beta * margin) - self.sft * means[0::2]
-        seen, chosen = margin.detach(), means[0::2].detach()
-        metrics = {"wins": float((seen > 0).sum()), "margin": float(seen.sum()), "chosen": float(chosen.sum())}
-        return Loss(loss.sum(), float(len(margin)), metrics)
-
-
-@dataclass
-class PolicyBatch(SequenceBatch):
-    """A :class:`SequenceBatch` with one advantage per completion, ``[S]``."""
-
-    advantages: Tensor
+def per_sequence_sum(values: Tensor, batch: SequenceBatch) -> Tensor:
+    """Sum of token values ``[rows, T]`` over each completion, ``[S]``."""
+    return values.new_zeros(len(batch.lengths)).index_add(0, batch.sequences[batch.trained], values[batch.trained])
 
 
 def split_rows(batch: Any, rows: int) -> list[Any]:
     """Micro-batches of at most ``rows`` packed rows whose losses add up to the batch's.
 
-    A batch whose losses are of whole sequences, which pairs tie together across rows, stays in one piece.
+    A batch whose completions are compared with each other, across rows, stays in one piece.
     """
-    if isinstance(batch, SequenceBatch) and not isinstance(batch, PolicyBatch):
+    if isinstance(batch, SequenceBatch) and not batch.splits:
         return [batch]
     by_row = {
         name: value.split(rows)
@@ -170,29 +149,3 @@ def split_rows(batch: Any, rows: int) -> list[Any]:
     }
     parts = range(len(by_row["tokens"]))
     return [replace(batch, **{name: values[i] for name, values in by_row.items()}) for i in parts]
-
-
-@dataclass(frozen=True)
-class PolicyGradient:
-    """Group-relative policy gradient with asymmetric clipping, averaged over tokens (GRPO; DAPO, arXiv 2503.14476).
-
-    ``-min(r A, clip(r, 1 - low, 1 + high) A)`` with ``r`` the ratio to the sampling policy, plus an optional
-    ``kl`` times the estimator ``exp(d) - d - 1`` of the divergence from it.
-    """
-
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl: float = 0.0
-
-    def __call__(self, model: LanguageModel, batch: PolicyBatch) -> Loss:
-        log_probs = completion_log_probs(model, batch)
-        trained = batch.trained
-        difference = (log_probs - batch.reference)[trained]
-        ratio = difference.exp()
-        advantage = batch.advantages[batch.sequences[trained]]
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        loss = -torch.minimum(ratio * advantage, clipped * advantage)
-        if self.kl:
-            loss = loss + self.kl * ((-difference).exp() + difference - 1)
-        metrics = {"clipped": float((ratio != clipped).sum()), "ratio": float(ratio.detach().sum())}
-        return Loss(loss.sum(), float(trained.sum()), metrics)

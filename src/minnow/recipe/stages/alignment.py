@@ -29,18 +29,11 @@ from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, w
 from minnow.recipe.stages.training import conversations, train_stage
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
-from minnow.train.objectives import (
-    Loss,
-    PolicyGradient,
-    Preference,
-    SequenceBatch,
-    completion_log_probs,
-    next_token,
-    pack_sequences,
-    split_rows,
-)
+from minnow.train.objectives import Loss, SequenceBatch, completion_log_probs, next_token, split_rows
 from minnow.train.optimizer import OptimizerSettings
+from minnow.train.policy_gradient import PolicyGradient
 from minnow.train.precision import compute_dtype
+from minnow.train.preference import AnswerPair, FinalTokenBatch, PairBatch, Preference, final_token_batch, pair_batch
 
 REPLAYED_EXAMPLES = 200
 """Worked examples per task that preference training replays."""
@@ -56,7 +49,7 @@ class PairStageSettings:
     pairs: PairSettings = field(default_factory=PairSettings)
 
 
-@stage("pairs", PairStageSettings)
+@stage("pairs", PairStageSettings, version=2)
 def pairs(context: StageContext[PairStageSettings]) -> dict[str, Any]:
     """Roll out, judge and pair; writes ``pairs.jsonl`` (TRL's preference format) and the exact ids beside it."""
     settings = context.settings
@@ -75,7 +68,13 @@ def pairs(context: StageContext[PairStageSettings]) -> dict[str, Any]:
     write_json(
         context.folder / "ids.json",
         [
-            {"kind": p.kind, "prompt": p.prompt_ids, "chosen": p.chosen_ids, "rejected": p.rejected_ids}
+            {
+                "kind": p.kind,
+                "prompt": p.prompt_ids,
+                "chosen": p.chosen_ids,
+                "rejected": p.rejected_ids,
+                "onset": p.provenance["rejected_onset"],
+            }
             for p in report.pairs
         ],
     )
@@ -174,10 +173,17 @@ class _Replay(Batch):
 
 @stage("dpo", DpoSettings, version=2)
 def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
-    """Length-normalised preference training; the reference is the checkpoint it starts from."""
+    """Preference training; the reference is the checkpoint it starts from."""
     settings = context.settings
     source = context.output(settings.checkpoint, CHECKPOINT)
     rows = read_json(context.output(settings.pairs, "ids.json"))
+    if settings.objective.loss == "ftpo":
+        rows = [row for row in rows if row["onset"] is not None]
+        if not rows:
+            raise UserError(
+                f"loss ftpo learns from where loops begin, and none of the pairs of {settings.pairs} has a loop; use "
+                "another loss or more loop_prompts"
+            )
     model, words = load_checkpoint(source)
     reference = load_model(source, compute_dtype())
     loop_rows = [row for row in rows if row["kind"] == "loop"]
@@ -186,19 +192,29 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         prompts = [(str(i), row["prompt"]) for i, row in enumerate(loop_rows)]
         answers = engine.generate(prompts, Sampling(0.0, settings.max_new_tokens, persistence=0))
         return [
-            {**row, "rejected": cut_loop(answer, settings.periods_kept)}
+            {**row, "rejected": cut_loop(answer, settings.periods_kept), "onset": answer.loop.onset}
             for row, answer in zip(loop_rows, answers, strict=True)
-            if answer.finish_reason == "loop"
+            if answer.finish_reason == "loop" and answer.loop is not None
         ]
 
     replayed = task_examples(context.recipe, (), "train", REPLAYED_EXAMPLES)
     loader = Loader(pack(conversations(words, replayed), settings.row_length, words.pad_id), settings.replay_rows, 0)
 
-    def objective(model: LanguageModel, batch: SequenceBatch | _Replay) -> Loss:
-        if isinstance(batch, SequenceBatch):
+    def objective(model: LanguageModel, batch: PairBatch | FinalTokenBatch | _Replay) -> Loss:
+        if isinstance(batch, PairBatch | FinalTokenBatch):
             return settings.objective(model, batch)
         loss = next_token(model, batch)
         return Loss(loss.total * (settings.replay * settings.pairs_per_step / batch.trained), 0.0, {})
+
+    def batch_of(chosen: list[dict[str, Any]]) -> PairBatch | FinalTokenBatch:
+        pairs = [AnswerPair(row["prompt"], row["chosen"], row["rejected"], row["onset"]) for row in chosen]
+        if settings.objective.loss == "ftpo":
+            return final_token_batch(pairs, settings.row_length, settings.objective.ftpo, reference)
+        batch = pair_batch(pairs, settings.row_length, settings.objective)
+        if settings.objective.referenced:
+            with torch.no_grad():
+                batch.reference = completion_log_probs(reference, batch)
+        return batch
 
     def batches(step: int) -> Sequence[SequenceBatch | _Replay]:
         # By step, so that a step which was interrupted after its refresh does not count it twice when it runs again.
@@ -211,14 +227,9 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         chosen = draw.sample(latest, min(len(latest), settings.pairs_per_step // 3))
         chosen += draw.sample(earlier, min(len(earlier), settings.pairs_per_step // 3))
         chosen += draw.sample(rows, min(len(rows), settings.pairs_per_step - len(chosen)))
-        prompts = [row["prompt"] for row in chosen for _ in range(2)]
-        answers = [row[side] for row in chosen for side in ("chosen", "rejected")]
-        batch = pack_sequences(prompts, answers, settings.row_length)
-        with torch.no_grad():
-            batch.reference = completion_log_probs(reference, batch)
         replay = loader.batch(step)
         trained = float((replay.targets != IGNORED).sum())
-        return [batch, _Replay(replay.tokens, replay.targets, replay.documents, trained)]
+        return [batch_of(chosen), _Replay(replay.tokens, replay.targets, replay.documents, trained)]
 
     trainer = Trainer(model, objective, batches, settings.training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
