@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
 from minnow.loops import Loop
 from minnow.model.backbone import Backbone
 from minnow.posttrain import policy
@@ -63,13 +66,69 @@ def test_a_loop_costs_the_penalty_and_a_cut_answer_nothing(example: Example, wor
     texts = {example.id: example.reference[0]["content"]}
     engine = Scripted(words, {example.id: ["right", "wrong", "loop", "cut"]}, texts)
     arms = [engine.generate([(example.id, [1])], Sampling(arm / 10))[0] for arm in range(4)]
-    assert [reward(example, rollout, 0.75) for rollout in arms] == [1.0, pytest.approx(0.0, abs=0.2), -0.75, 0.0]
+    settings = RolloutSettings(loop_penalty=0.75)
+    assert [reward(example, rollout, settings) for rollout in arms] == [1.0, pytest.approx(0.0, abs=0.2), -0.75, 0.0]
 
 
 def test_advantages_are_distances_from_the_groups_mean() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, -1.0], [0.3, 0.3, 0.3, 0.3]])
     wanted = [[0.5, -0.5, -0.5, 0.5], [0.5, 0.5, 0.5, -1.5], [0, 0, 0, 0]]
     torch.testing.assert_close(advantages(rewards), torch.tensor(wanted), atol=1e-6, rtol=0)
+
+
+def test_penalties_grow_over_their_share_of_the_steps(example: Example, words: Tokenizer) -> None:
+    looping = Scripted(words, {example.id: ["loop"]}, {}).generate([(example.id, [1])], Sampling(0.0))[0]
+    settings = RolloutSettings(loop_penalty=0.8, penalties_by=0.5)
+    assert [reward(example, looping, settings, done) for done in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(
+        [0.0, -0.4, -0.8, -0.8]
+    )
+
+
+def test_an_ngram_penalty_takes_its_share_of_any_answer(example: Example, words: Tokenizer) -> None:
+    """Tokens 20 … 61 once, then twice over: of 73 12-grams, 31 were there before."""
+    once = Scripted(words, {example.id: ["cut"]}, {}).generate([(example.id, [1])], Sampling(0.0))[0]
+    twice = replace(once, token_ids=once.token_ids * 2)
+    settings = RolloutSettings(ngram_penalty=0.5)
+    assert reward(example, once, settings) == 0.0
+    assert reward(example, twice, settings) == pytest.approx(-0.5 * 31 / 73)
+
+
+def test_rewards_are_weighted_sums_of_functions_in_files(example: Example, words: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def short(prompt, completion, ids, columns):\n"
+        "    assert prompt[-1]['role'] == 'user' and columns['task'] == 'arithmetic'\n"
+        "    return len(ids) + len(completion) / 1000\n"
+        "def broken(prompt, completion, ids, columns):\n    return {}['x']\n"
+        "def nothing(prompt, completion, ids, columns):\n    return float('nan')\n"
+    )
+    texts = {example.id: example.reference[0]["content"]}
+    rollout = Scripted(words, {example.id: ["right"]}, texts).generate([(example.id, [1])], Sampling(0.0))[0]
+    settings = RolloutSettings(rewards={"verifier": 2.0, f"{file}:short": -0.1})
+    wanted = 2.0 - 0.1 * (len(rollout.token_ids) + len(rollout.text) / 1000)
+    assert reward(example, rollout, settings) == pytest.approx(wanted)
+    for name, message in (("broken", "failed .KeyError"), ("nothing", "is no finite number")):
+        with pytest.raises(UserError, match=message):
+            reward(example, rollout, RolloutSettings(rewards={f"{file}:{name}": 1.0}))
+    for name in (f"{file}:absent", "verifyer", f"{tmp_path}/none.py:x"):
+        with pytest.raises(UserError, match=r"no function 'absent'|there is no reward"):
+            RolloutSettings(rewards={name: 1.0})
+
+
+@pytest.mark.parametrize("wrong", [{"temperatures": (0.0,)}, {"ngram": 3}, {"rewards": {}}, {"penalties_by": 2.0}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict) -> None:
+    with pytest.raises(UserError):
+        RolloutSettings(**wrong)
+
+
+def test_scaled_advantages_and_a_dead_zone() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.45], [0.3, 0.3, 0.3, 0.3]])
+    scaled = advantages(rewards, "group")
+    torch.testing.assert_close(scaled[:2].std(dim=1), torch.ones(2), atol=1e-2, rtol=0)
+    assert not scaled[2].any()
+    still = advantages(rewards, "group", dead_zone=0.1)
+    torch.testing.assert_close(still[0], scaled[0])
+    assert not still[1:].any()
 
 
 def test_a_group_is_trained_on_without_its_cut_answers_and_with_its_loops_shortened(
@@ -90,6 +149,7 @@ def test_a_group_is_trained_on_without_its_cut_answers_and_with_its_loops_shorte
     assert batch.tokens[row, first + 1 - len(prompt) : first + 1].tolist() == prompt
     assert made.numbers["loops"] == 0.5 and made.numbers["truncated"] == 0.25 and made.numbers["trained"] == 3
     assert made.numbers["reward"] == pytest.approx(-0.25)
+    assert made.record.tasks == {"arithmetic": (1, 4)} and made.record.equal is None and made.record.truncated == 0.25
 
 
 def test_groups_of_equal_rewards_are_dropped(pocket: PocketWorld, words: Tokenizer) -> None:
@@ -111,7 +171,7 @@ def test_the_first_update_is_on_policy(
 ) -> None:
     """With a real engine the ratio to the sampling policy is 1 on every token, at every temperature."""
     values = iter(range(1000))
-    monkeypatch.setattr(policy, "reward", lambda example, rollout, penalty: float(next(values) % 3))
+    monkeypatch.setattr(policy, "reward", lambda *_: float(next(values) % 3))
     monkeypatch.setattr(policy, "cut_loop", lambda rollout, periods: rollout.token_ids[:20])
     examples = pocket.examples("calculator", "train", 3)
     engine = TorchEngine(tiny_model, words, rows=5)

@@ -169,6 +169,12 @@ def test_final_tokens_need_an_onset(make_model: Callable[..., Backbone]) -> None
             final_token_batch([AnswerPair([20], [21], [22, 23], onset)], 8, FinalToken(), make_model())
 
 
+def test_a_pair_without_tokens_is_refused() -> None:
+    for sides in (([], [1], [2]), ([1], [], [2]), ([1], [2], [])):
+        with pytest.raises(UserError, match="has no tokens"):
+            AnswerPair(*sides)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"beta": 0.0}, {"beta": -1.0}, {"sft": -0.1}, {"onset_weight": 0.0}, {"onset_tokens": 0}]
 )

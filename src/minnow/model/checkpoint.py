@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from minnow.data.tokenizer import FILES, Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
+from minnow.model.adapter import base_folder, is_adapter, load_adapter, merge
 from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig
 from minnow.model.families import FAMILIES
@@ -133,6 +135,8 @@ def save_checkpoint(
 def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
     """Read the network of a checkpoint folder, of a family or of any other causal language model of transformers.
 
+    A folder of a LoRA adapter gives its base model with the adapter added.
+
     Args:
         dtype: to compute in; None keeps every tensor as it is stored (without a family: the type ``config.json`` names).
 
@@ -142,6 +146,10 @@ def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> Langu
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a checkpoint folder; give a folder with config.json and model.safetensors")
+    if is_adapter(folder):
+        adapted = load_model(base_folder(folder), None)
+        merge(adapted, load_adapter(folder))
+        return adapted if dtype is None else adapted.to(dtype)
     settings = read_json(folder / "config.json")
     if is_foreign(settings):
         _Stored(folder)  # what transformers would say less clearly: pickles, missing and damaged files
@@ -234,10 +242,20 @@ def load_checkpoint(folder: Path, dtype: torch.dtype | None = torch.float32) -> 
         UserError: as :func:`load_model`; or the tokenizer has more ids than the embedding has rows.
     """
     model = load_model(folder, dtype)
-    tokenizer = Tokenizer.load(folder)
+    adapter_only = is_adapter(folder) and not (folder / "tokenizer.json").exists()
+    tokenizer = Tokenizer.load(base_folder(folder) if adapter_only else folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids but the embedding {model.config.vocab_size} rows; "
             "this tokenizer belongs to another checkpoint, put the right tokenizer.json back"
         )
     return model, tokenizer
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint folder's weights, an adapter's base included."""
+    digest = hashlib.sha256(weights_digest(base_folder(folder)).encode() if is_adapter(folder) else b"")
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

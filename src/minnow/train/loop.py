@@ -17,6 +17,7 @@ from minnow.errors import UserError
 from minnow.model.language_model import LanguageModel
 from minnow.progress import say
 from minnow.train.guard import MAX_SPIKES, SpikeGuard
+from minnow.train.lora import LoraOptimizer, LoraSettings
 from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
@@ -40,6 +41,7 @@ class TrainSettings:
         decay_shape: of ``wsd``'s decay: linear, cosine, 1-sqrt or exponential.
         spike: a step whose loss lies so many median absolute deviations above the recent median is left out; 0 for
             objectives whose loss has no level (see :mod:`minnow.train.guard`).
+        lora: train a low-rank adapter and leave the weights as they are.
         save_seconds: wall time between saves of the training state.
     """
 
@@ -50,6 +52,7 @@ class TrainSettings:
     decay: float = 0.4
     decay_shape: str = "linear"
     spike: float = 15.0
+    lora: LoraSettings | None = None
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     save_seconds: float = 60.0
     log_every: int = 10
@@ -63,6 +66,8 @@ class TrainSettings:
             raise UserError(f"steps is {self.steps} and log_every {self.log_every}; training needs at least 1 of each")
         if self.spike < 0:
             raise UserError(f"spike is {self.spike:g}; use a number of deviations above 0, or 0 to let every loss pass")
+        if self.lora and self.checkpoints.average:
+            raise UserError("an adapter is not averaged over checkpoints; leave out lora or checkpoints.average")
 
 
 @dataclass
@@ -114,7 +119,11 @@ class Trainer:
     ) -> None:
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
         self.record, self.state_file = record, state_file
-        self.optimizer = Optimizer(model, settings.optimizer, compute_dtype(), model.matrices())
+        self.optimizer: Optimizer | LoraOptimizer = (
+            LoraOptimizer(model, settings.optimizer, settings.lora, compute_dtype())
+            if settings.lora
+            else Optimizer(model, settings.optimizer, compute_dtype(), model.matrices())
+        )
         self.done_steps, self.tokens, self.seconds = 0, 0, 0.0
         self.last_loss = math.nan
         self.notes: dict[str, Any] = {}
@@ -257,6 +266,8 @@ class Trainer:
     def _refuse_divergence(self, norm: float) -> None:
         """Count updates skipped for a non-finite gradient; a run of them is not bad luck but divergence."""
         self._bad_steps = 0 if math.isfinite(norm) else self._bad_steps + 1
+        if self._bad_steps == 1:
+            say(f"step {self.done_steps} left out: its loss is {self.last_loss:.3f} and its gradient not finite")
         if self._bad_steps >= MAX_BAD_STEPS:
             raise UserError(
                 f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row (step {self.done_steps}); "

@@ -37,6 +37,12 @@ class AnswerPair:
     rejected: list[int]
     onset: int | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.prompt and self.chosen and self.rejected):
+            raise UserError(
+                "a pair's prompt or one of its answers has no tokens, so there is nothing to compare; remove it"
+            )
+
 
 @dataclass(frozen=True)
 class FinalToken:

@@ -19,14 +19,16 @@ from minnow.files import read_json, whole_file, write_json
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minnow.model.kernels import IGNORED
 from minnow.model.language_model import LanguageModel
+from minnow.posttrain.curriculum import StepRecord, choose, findings
 from minnow.posttrain.gate import Gate
 from minnow.posttrain.merge import soup
 from minnow.posttrain.pairs import PairSettings, build_pairs, cut_loop
 from minnow.posttrain.policy import RolloutSettings, rollout_step
+from minnow.progress import say
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
-from minnow.recipe.stages.training import conversations, train_stage
+from minnow.recipe.stages.training import conversations, save_trained, train_stage
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import Loss, SequenceBatch, completion_log_probs, next_token, split_rows
@@ -34,9 +36,13 @@ from minnow.train.optimizer import OptimizerSettings
 from minnow.train.policy_gradient import PolicyGradient
 from minnow.train.precision import compute_dtype
 from minnow.train.preference import AnswerPair, FinalTokenBatch, PairBatch, Preference, final_token_batch, pair_batch
+from minnow.train.reference import Reference
 
 REPLAYED_EXAMPLES = 200
 """Worked examples per task that preference training replays."""
+
+REFERENCES = ".references"
+"""The run folder's file store of reference log-probabilities, which outlives a stage: another loss finds them again."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def post_train(
         return True
 
     result = train_stage(context, trainer, words, check, every)
-    save_checkpoint(trainer.model, words, context.folder / CHECKPOINT, gate.best_weights)
+    save_trained(context, trainer, words, gate.best_weights)
     return result | {"best_step": gate.best_step, "history": gate.history}
 
 
@@ -185,17 +191,26 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
                 "another loss or more loop_prompts"
             )
     model, words = load_checkpoint(source)
-    reference = load_model(source, compute_dtype())
+    reference = Reference(source, context.run_folder / REFERENCES, compute_dtype())
+    frozen = load_model(source, compute_dtype()) if settings.objective.loss == "ftpo" else None
     loop_rows = [row for row in rows if row["kind"] == "loop"]
+
+    def known(rows: list[dict[str, Any]]) -> list[Any]:
+        prompts = [row["prompt"] for row in rows for _ in range(2)]
+        answers = [row[side] for row in rows for side in ("chosen", "rejected")]
+        return reference.log_probs(prompts, answers, settings.row_length)
 
     def refresh() -> list[dict[str, Any]]:
         prompts = [(str(i), row["prompt"]) for i, row in enumerate(loop_rows)]
         answers = engine.generate(prompts, Sampling(0.0, settings.max_new_tokens, persistence=0))
-        return [
+        found = [
             {**row, "rejected": cut_loop(answer, settings.periods_kept), "onset": answer.loop.onset}
             for row, answer in zip(loop_rows, answers, strict=True)
             if answer.finish_reason == "loop" and answer.loop is not None
         ]
+        if settings.objective.referenced:
+            known(found)
+        return found
 
     replayed = task_examples(context.recipe, (), "train", REPLAYED_EXAMPLES)
     loader = Loader(pack(conversations(words, replayed), settings.row_length, words.pad_id), settings.replay_rows, 0)
@@ -208,12 +223,11 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
 
     def batch_of(chosen: list[dict[str, Any]]) -> PairBatch | FinalTokenBatch:
         pairs = [AnswerPair(row["prompt"], row["chosen"], row["rejected"], row["onset"]) for row in chosen]
-        if settings.objective.loss == "ftpo":
-            return final_token_batch(pairs, settings.row_length, settings.objective.ftpo, reference)
+        if frozen is not None:
+            return final_token_batch(pairs, settings.row_length, settings.objective.ftpo, frozen)
         batch = pair_batch(pairs, settings.row_length, settings.objective)
         if settings.objective.referenced:
-            with torch.no_grad():
-                batch.reference = completion_log_probs(reference, batch)
+            batch.reference = batch.placed(known(chosen))
         return batch
 
     def batches(step: int) -> Sequence[SequenceBatch | _Replay]:
@@ -234,6 +248,8 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
     trainer = Trainer(model, objective, batches, settings.training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
+    if settings.objective.referenced:
+        known(rows)
     return post_train(context, trainer, words, gate, settings.gate.every) | {"pairs": len(rows)}
 
 
@@ -244,6 +260,9 @@ class GrpoSettings:
     Attributes:
         loop_share: share of each step's prompts that is loop-prone; the rest is every task in turn.
         rows_at_once: packed rows per micro-batch.
+        candidates: prompts that each one of a step's is chosen from, by how even its task's live success rate is; 1
+            takes them as they come.
+        patience: steps without anything to learn, of a task or of all, until a warning says so.
     """
 
     checkpoint: str = stage_input("dpo")
@@ -251,6 +270,8 @@ class GrpoSettings:
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     loop_share: float = 0.5
     rows_at_once: int = 32
+    candidates: int = 1
+    patience: int = 5
     training: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             steps=12, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
@@ -263,8 +284,10 @@ class GrpoSettings:
 def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
     """On-policy rollouts, verifier rewards minus the loop penalty, one update per batch of rollouts."""
     settings = context.settings
-    model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
-    steps, each = settings.training.steps, settings.rollouts.prompts
+    source = context.output(settings.checkpoint, CHECKPOINT)
+    model, words = load_checkpoint(source)
+    steps, each = settings.training.steps, settings.rollouts.prompts * settings.candidates
+    start = load_model(source, compute_dtype()) if settings.objective.kl else None
     loops = round(each * settings.loop_share)
     # The pairs stage rolled out the first prompts of each stream; the policy sees others.
     loop_prompts = world(context.recipe).loop_prone("train", settings.gate.first)[-loops * steps :]
@@ -278,15 +301,31 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
     def batches(step: int) -> Sequence[Any]:
         prompts = loop_prompts[step * loops : (step + 1) * loops]
         prompts = prompts + task_prompts[step * (each - loops) : (step + 1) * (each - loops)]
-        made = rollout_step(engine, words, prompts, settings.rollouts, context.seed + step)
+        chosen = choose(prompts, settings.rollouts.prompts, seen(), step, context.seed)
+        made = rollout_step(engine, words, chosen, settings.rollouts, context.seed + step, step / steps)
         context.record(step=step + 1, **made.numbers)
-        return [] if made.batch is None else split_rows(made.batch, settings.rows_at_once)
+        trainer.notes.setdefault("rollouts", {})[step] = vars(made.record)
+        for about, sentence in findings(seen(), step, settings.patience).items():
+            if about not in warnings:
+                warnings[about] = sentence
+                say(f"{context.name}: {sentence}")
+        if made.batch is None:
+            return []
+        if start is not None:
+            with torch.no_grad():
+                made.batch.anchor = completion_log_probs(start, made.batch)
+        return split_rows(made.batch, settings.rows_at_once)
 
+    def seen() -> dict[int, StepRecord]:
+        return {step: StepRecord(**record) for step, record in trainer.notes.get("rollouts", {}).items()}
+
+    warnings: dict[str, str] = {}
     training = replace(settings.training, spike=0.0)  # the loss of a policy gradient has no level
     trainer = Trainer(model, settings.objective, batches, training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
-    return post_train(context, trainer, words, gate, settings.gate.every)
+    result = post_train(context, trainer, words, gate, settings.gate.every)
+    return result | {"warnings": list(warnings.values())}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from minnow.data.loader import Loader
 from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.model.checkpoint import load_checkpoint
+from minnow.model.checkpoint import load_checkpoint, weights_digest
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage
 from minnow.recipe.stages.sources import CHECKPOINT
@@ -61,7 +60,7 @@ def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
         if not settings.cached:
             return lambda batch: batch
         folder, k = context.state / "teacher", settings.distillation.k
-        digest = _digest(settings.teacher, f"{known.digest} {k} {len(loader)} {loader.length}")
+        digest = f"{weights_digest(settings.teacher)} {known.digest} {k} {len(loader)} {loader.length}"
         cache = (
             TeacherCache.open(folder, digest)
             if folder.exists()
@@ -70,12 +69,3 @@ def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
         return cache.batch
 
     return train_on_text(context, objective, prepare)
-
-
-def _digest(checkpoint: Path, more: str) -> str:
-    """Of a checkpoint's weights and of ``more``."""
-    digest = hashlib.sha256(more.encode())
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model import kernels
+from minnow.model.adapter import save_adapter
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minnow.model.language_model import LanguageModel
@@ -28,11 +29,15 @@ from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, 
 from minnow.tasks import Example
 from minnow.train.batches import Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
+from minnow.train.lora import LoraOptimizer
 from minnow.train.milestones import newest, write_checkpoint
 from minnow.train.objectives import Objective, next_token
 from minnow.train.optimizer import choose_muon, muon_cost
 from minnow.train.precision import choose_threads, compute_dtype
 from minnow.train.schedule import Ramp
+
+ADAPTER = "adapter"
+"""The folder, beside the checkpoint, of an adapter that was trained in place of the weights."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class TextTrainingSettings:
     def __post_init__(self) -> None:
         _check_batch(self.row_length, self.rows)
         self.ramp.check(self.rows, self.row_length)
+        if self.training.lora:
+            raise UserError("lora adapts a checkpoint, and pre-training begins without one; leave it out here")
 
 
 def _check_batch(row_length: int, rows: int) -> None:
@@ -86,6 +93,8 @@ def _check_batch(row_length: int, rows: int) -> None:
 
 def settled(context: StageContext[Any], training: TrainSettings, model: LanguageModel, tokens: int) -> TrainSettings:
     """``training`` with its optimiser chosen for steps of ``tokens`` tokens; says which where the choice was left."""
+    if training.lora:
+        return training  # its factors are AdamW's
     optimizer = choose_muon(training.optimizer, model, tokens)
     if training.optimizer.muon == "auto":
         name = "Muon for matrices" if optimizer.muon else "AdamW"
@@ -134,7 +143,7 @@ def train_stage(
     if settings.average:
         last = [folder for _, folder in newest(kept)[-settings.average :]]
         weights = soup([load_model(folder).state_dict() for folder in last]) if last else weights
-    save_checkpoint(trainer.model, save_as, context.folder / CHECKPOINT, weights)
+    save_trained(context, trainer, save_as, weights)
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": trainer.done_steps,
@@ -144,6 +153,16 @@ def train_stage(
         # None where no step had anything to learn from, as when all rollouts earned the same.
         "final_loss": trainer.last_loss if math.isfinite(trainer.last_loss) else None,
     }
+
+
+def save_trained(
+    context: StageContext[Any], trainer: Trainer, words: Tokenizer, weights: dict[str, torch.Tensor]
+) -> None:
+    """Write the stage's checkpoint and, where an adapter was trained, the adapter to the checkpoint it began from."""
+    save_checkpoint(trainer.model, words, context.folder / CHECKPOINT, weights)
+    if isinstance(trainer.optimizer, LoraOptimizer):
+        base = context.output(context.settings.checkpoint, CHECKPOINT)
+        save_adapter(context.folder / ADAPTER, trainer.optimizer.adapter(weights), str(base.resolve()))
 
 
 def text_rows(
@@ -228,8 +247,21 @@ class SftSettings:
 
 
 def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[list[int], list[bool]]]:
-    """Ids and completion masks of examples with their references."""
-    return [words.conversation([*e.messages, *e.reference], e.tools) for e in examples]
+    """Ids and completion masks of examples with their references.
+
+    Raises:
+        UserError: an example has nothing to train on.
+    """
+    made = []
+    for example in examples:
+        ids, mask = words.conversation([*example.messages, *example.reference], example.tools)
+        if not any(mask):
+            raise UserError(
+                f"example {example.id} has no token to train on: its reference holds no assistant turn, or the chat "
+                "template shows none; correct the example or the template"
+            )
+        made.append((ids, mask))
+    return made
 
 
 @stage("sft", SftSettings, version=2)
