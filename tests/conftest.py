@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,10 @@ from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV, ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.tasks import PocketWorld
+
+# How fast examples are drawn says how busy the machine is.
+hypothesis.settings.register_profile("minnow", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("minnow")
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ``bad_server``, whatever pytest's import mode
 
