@@ -10,10 +10,9 @@ import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import KEY_VARIABLE, Server, TextModel, length_beyond, open_text_model, weights_digest
-from minnow.data.table import read_rows
 from minnow.errors import UserError
 from minnow.evaluate.loops import MINNOW, LoopRates, by_temperature, loop_examples
-from minnow.evaluate.prompts import SETS, prompt_set
+from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
 from minnow.evaluate.survey import FAILED, AnswerFile, Settings, judged_of, questions, survey
 from minnow.files import write_json
 from minnow.loops import Rate
@@ -135,33 +134,6 @@ def _read_set(name: str, n: int | None, raw: bool) -> list[Example]:
     if not name.endswith(".jsonl") and not Path(name).exists():
         raise UserError(f"there are no prompts {name!r}; {nearest(name, [POCKET, *SETS])}, or name a JSONL file")
     return read_prompts(Path(name), raw)[:n]
-
-
-def read_prompts(file: Path, raw: bool = False) -> list[Example]:
-    """Prompts from JSONL rows with ``prompt`` (a string) or ``messages`` (and ``tools``).
-
-    ``task`` groups them; ``id`` (any text or number, each once) names them, by default the line's number.
-
-    Raises:
-        UserError: the file is missing, not UTF-8, empty or malformed; or ``raw`` is asked for rows of messages.
-    """
-    examples: dict[str, Example] = {}
-    for number, place, row in read_rows(file):
-        prompt, messages = row.get("prompt"), row.get("messages")
-        if isinstance(prompt, str) and prompt:
-            messages = [{"role": "user", "content": prompt}]
-        elif raw:
-            raise UserError(f"{place} has no text in 'prompt', which --raw continues; leave --raw out for messages")
-        elif not (isinstance(messages, list) and messages and all(isinstance(each, dict) for each in messages)):
-            raise UserError(f"{place} has neither text in 'prompt' nor a list in 'messages'; write one of them")
-        elif not isinstance(messages[-1].get("content"), str):
-            raise UserError(f"{place} ends with a message whose content is no text; write one")
-        name = str(row.get("id", f"line-{number}"))
-        if name in examples:
-            raise UserError(f"{place} has the id {name!r} of an earlier line; give each prompt its own")
-        task = str(row.get("task", "prompts"))
-        examples[name] = Example(name, task, "held_out", messages, [], None, row.get("tools"))
-    return list(examples.values())
 
 
 def _document(

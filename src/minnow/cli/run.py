@@ -50,12 +50,12 @@ def _dry_run(recipe: Recipe, restart_from: str | None, only: str | None, as_json
     from minnow.recipe.plan import format_plan, plan
 
     stages = runner.survey(recipe, restart_from, only)
-    numbers = plan(recipe)
+    numbers = plan(recipe) if recipe.model is not None else None
     if as_json:
         return json.dumps({"plan": numbers, "stages": stages}, indent=2, ensure_ascii=False) + "\n"
     width = max(len(row["stage"]) for row in stages) + 2
     rows = [f"{row['stage']:<{width}}{row['reason']}" for row in stages]
-    return "\n".join([format_plan(numbers), *rows]) + "\n"
+    return "\n".join([*([] if numbers is None else [format_plan(numbers)]), *rows]) + "\n"
 
 
 def _table(summary: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Prompts in plain English on which models fall into loops: long lists, puzzles beyond small models, open endings.
+"""Prompts out of files, and sets in plain English on which models fall into loops: long lists, puzzles, open endings.
 
-Made here from a seed, so that a measurement needs no download and is the same everywhere. Lists are what a model
+The sets are made here from a seed, so that a measurement needs no download and is the same everywhere. Lists are what a model
 without the knowledge fills with the same item over and over; puzzles what a small reasoner goes round in circles on
 (arXiv 2512.12895); stories and essays run long without a natural end.
 """
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise, permutations, product
+from pathlib import Path
 from random import Random
+from typing import Any
 
+from minnow.data.table import read_rows
 from minnow.errors import UserError
 from minnow.tasks import Example
+from minnow.tasks.given import KINDS, Given, verifier_for
 
 PROMPTS = 200
 """Prompts of a set, unless told otherwise."""
@@ -242,6 +246,50 @@ def prompt_set(name: str, count: int = PROMPTS, seed: int = 0) -> list[Example]:
                 f"the prompts {name!r} hold {len(found)} different ones, not {count}; ask for fewer with --n"
             )
     return [
-        Example(f"{name}-{number}", task, "held_out", [{"role": "user", "content": prompt}], [], None)
+        Example(f"{name}-{number}", task, "held_out", [{"role": "user", "content": prompt}], [], Given("rules"))
         for number, (prompt, task) in enumerate(found.items(), start=1)
     ]
+
+
+def read_prompts(file: Path, raw: bool = False) -> list[Example]:
+    """Prompts from rows (:func:`minnow.data.table.read_rows`) with ``prompt`` (a text) or ``messages`` (and ``tools``).
+
+    ``task`` groups them; ``id`` (any text or number, each once) names them, by default the row's number. A row with an
+    ``answer`` may say in ``verifier`` what compares it (a key of :data:`minnow.tasks.given.KINDS`); by default that is
+    ``number`` for a number, ``json`` for an object and ``exact`` for a text.
+
+    Raises:
+        UserError: the file is missing, empty or malformed; or ``raw`` is asked for rows of messages.
+    """
+    examples: dict[str, Example] = {}
+    for number, place, row in read_rows(file):
+        prompt, messages = row.get("prompt"), row.get("messages")
+        if isinstance(prompt, str) and prompt:
+            messages = [{"role": "user", "content": prompt}]
+        elif raw:
+            raise UserError(f"{place} has no text in 'prompt', which --raw continues; leave --raw out for messages")
+        elif not (isinstance(messages, list) and messages and all(isinstance(each, dict) for each in messages)):
+            raise UserError(f"{place} has neither text in 'prompt' nor a list in 'messages'; write one of them")
+        elif not isinstance(messages[-1].get("content"), str):
+            raise UserError(f"{place} ends with a message whose content is no text; write one")
+        name = str(row.get("id", f"line-{number}"))
+        if name in examples:
+            raise UserError(f"{place} has the id {name!r} of an earlier line; give each prompt its own")
+        task = str(row.get("task", "prompts"))
+        examples[name] = Example(name, task, "held_out", messages, [], _given(place, row), row.get("tools"))
+    return list(examples.values())
+
+
+def _given(place: str, row: dict[str, Any]) -> Given:
+    answer = row.get("answer")
+    verifier = row.get("verifier") or verifier_for(answer)
+    if verifier not in KINDS:
+        raise UserError(f"{place} names the verifier {verifier!r}; choose from {', '.join(KINDS)}")
+    if answer is None and verifier != "rules":
+        raise UserError(f"{place} names the verifier {verifier!r} and has no 'answer' to compare with; write one")
+    given = Given(verifier, answer)
+    try:
+        KINDS[verifier](answer, "a trial")
+    except Exception as error:  # whatever a verifier makes of an answer that is not of its kind
+        raise UserError(f"{place}: the verifier {verifier!r} cannot take the answer {answer!r} ({error})") from error
+    return given

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.evaluate.loops import LoopRates
-from minnow.evaluate.measure import answer, judge_rollouts, score_tasks
+from minnow.evaluate.measure import answer, judge_rollouts, score_tasks, tally
 from minnow.rollout.records import Engine, Sampling
 from minnow.tasks import Example
 
@@ -48,6 +48,8 @@ class Gate:
         rollouts = answer(self.engine, self.tokenizer, self.loop_prompts, Sampling(0.0, self.max_new_tokens))
         rates = LoopRates(judge_rollouts(self.tokenizer, self.loop_prompts, rollouts))
         stuck = (rates.overall.count + rates.truncated) / rates.overall.total
+        if self.task_prompts is self.loop_prompts:
+            return stuck, tally(self.task_prompts, rollouts).mean_value
         scores = score_tasks(self.engine, self.tokenizer, self.task_prompts, self.max_new_tokens)
         return stuck, scores.mean_value
 

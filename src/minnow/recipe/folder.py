@@ -60,11 +60,16 @@ def stage_inputs(
     Args:
         finished: the ``done.json`` of each stage that this one reads, by name.
     """
-    whole = {"seed": recipe.seed, "data": to_plain(recipe.data), "model": to_plain(recipe.model)}
+    whole = {
+        "seed": recipe.seed,
+        "data": to_plain(recipe.data),
+        "model": to_plain(recipe.model),
+        "checkpoint": recipe.checkpoint,
+    }
     used: dict[str, Any] = {}
     for part in kind.uses:
         top, _, below = part.partition(".")
-        used[part] = whole[top][below] if below else whole[top]
+        used[part] = (whole[top] or {}).get(below) if below else whole[top]
     files: dict[str, str] = {}
     path = recipe.data.path
     if path is not None and {"data", "data.path"} & set(kind.uses):
@@ -73,6 +78,16 @@ def stage_inputs(
         used.pop("data.path", None)
         if "data" in used:
             used["data"] = {key: value for key, value in used["data"].items() if key != "path"}
+    if recipe.data.kind == "prompts" and "data" in used:
+        from minnow.recipe.stages.prompts import given_prompts
+
+        files["data.prompts"] = given_prompts(recipe.data, recipe.seed).digest
+        used["data"] = {key: value for key, value in used["data"].items() if key not in ("prompts", "count")}
+    if "checkpoint" in used and Path(str(recipe.checkpoint)).is_dir():
+        files["checkpoint"] = hash_file(Path(str(used.pop("checkpoint"))))
+    for name, value in vars(spec.settings).items():
+        if isinstance(value, Path) and value.exists():
+            files[name] = hash_file(value)
     inputs = {name: {"hash": done["hash"], "outputs": done["outputs"]["digest"]} for name, done in finished.items()}
     identity = {
         "stage": spec.name,

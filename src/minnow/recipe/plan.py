@@ -47,7 +47,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         ``row_length``, ``tokens``, ``flops_per_token``, ``memory`` (bytes), ``seconds`` and ``measured``; any other
         one ``estimated: False`` and the ``reason``.
     """
-    config = recipe.model.config(recipe.model.vocab_size)
+    config = recipe.shape.config(recipe.shape.vocab_size)
     parts = parameter_parts(config)
     total = sum(parts.values())
     process = peak_rss_bytes()

@@ -34,20 +34,29 @@ class DataSettings:
     """Where the text comes from.
 
     Attributes:
-        kind: ``pocket`` for the generated pocket world, ``text`` for documents in ``path``.
+        kind: ``pocket`` for the generated pocket world, ``text`` for documents in ``path``, ``prompts`` for a checkpoint
+            that is there already and is post-trained on prompts.
         path: a file that :func:`minnow.data.read_documents` reads, relative to the current folder.
         text_field: the field of each JSON or Parquet row that holds the text.
         entities: size of the pocket world's encyclopaedia.
+        prompts: built-in sets (a key of :data:`minnow.evaluate.prompts.SETS`), files of prompts
+            (:func:`minnow.evaluate.prompts.read_prompts`) and task files, any number of them; ``count`` of each set.
     """
 
-    kind: Literal["pocket", "text"] = "pocket"
+    kind: Literal["pocket", "text", "prompts"] = "pocket"
     path: Path | None = None
     text_field: str = "text"
     entities: int = 6000
+    prompts: tuple[str, ...] = ()
+    count: int = 200
 
     def __post_init__(self) -> None:
         if self.kind == "text" and self.path is None:
             raise UserError("kind text reads a file; name it with data.path in the recipe or --set data.path=FILE")
+        if self.kind == "prompts" and not self.prompts:
+            raise UserError(
+                "kind prompts draws from sets and files; name some with data.prompts in the recipe or --set data.prompts=[FILE]"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,15 +126,33 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe, resolved. ``threads`` is None where torch may choose."""
+    """A whole recipe, resolved.
+
+    Attributes:
+        model: of a model that is made here; None where a ``checkpoint`` is there already.
+        checkpoint: its folder, or ``hf://OWNER/NAME`` on the Hugging Face hub.
+        threads: None where torch may choose.
+    """
 
     name: str
     seed: int
     data: DataSettings
-    model: ModelSettings
+    model: ModelSettings | None
     stages: dict[str, StageSpec]
     run_folder: Path
     threads: int | None = None
+    checkpoint: str | None = None
+
+    @property
+    def shape(self) -> ModelSettings:
+        """The shape of the model that is made here.
+
+        Raises:
+            UserError: the recipe makes none.
+        """
+        if self.model is None:
+            raise UserError("the recipe has no model section, which says what shape of model to train; write one")
+        return self.model
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe with every default written out, in the form that :func:`parse_recipe` reads."""
@@ -135,6 +162,7 @@ class Recipe:
             "threads": self.threads,
             "run_folder": str(self.run_folder),
             "data": to_plain(self.data),
+            "checkpoint": self.checkpoint,
             "model": to_plain(self.model),
             "stages": {spec.name: {"kind": spec.kind, **to_plain(spec.settings)} for spec in self.stages.values()},
         }
@@ -145,8 +173,9 @@ class _Document:
     """The top level of the YAML file."""
 
     name: str
-    model: ModelSettings
     stages: dict[str, Any]
+    model: ModelSettings | None = None
+    checkpoint: str | None = None
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     threads: int | None = None
@@ -213,7 +242,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), run_folder: Path | No
         raise UserError(f"{path} is not UTF-8 text; a recipe is a YAML file") from error
     document = load_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise UserError(f"{path} holds no recipe; it needs at least the keys name, model and stages")
+        raise UserError(f"{path} holds no recipe; it needs at least the keys name and stages")
     document = apply_overrides(document, overrides)
     if run_folder is not None:
         document["run_folder"] = str(run_folder)
@@ -262,7 +291,7 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
     for name, raw in top.stages.items():
         specs[name] = _parse_stage(name, raw, list(specs), list(top.stages), kinds)
     run_folder = top.run_folder or Path("runs") / top.name
-    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads)
+    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint)
 
 
 def _parse_stage(

@@ -53,7 +53,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     rungs = _rungs(recipe)
     rows = []
     for settings in rungs:
-        text, model = settings.text, scaled(recipe.model, settings.width)
+        text, model = settings.text, scaled(recipe.shape, settings.width)
         config = model.config(model.vocab_size)
         size, per_step = sum(parameter_parts(config).values()), text.rows * text.row_length
         runs = branches(settings.ratios, size, per_step, text.training.decay)
@@ -64,7 +64,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
             {
                 "width": settings.width,
                 "params": size,
-                "learning_rate": peak_rate(recipe.model, settings),
+                "learning_rate": peak_rate(recipe.shape, settings),
                 "runs": [{"ratio": run.ratio, "tokens": run.steps * per_step, "steps": run.steps} for run in runs],
                 "steps": steps,
                 "flops": steps * per_step * flops_per_token(config, text.row_length // 2),

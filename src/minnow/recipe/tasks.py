@@ -18,7 +18,8 @@ from minnow.tasks.task import refuse_leaks
 from minnow.tasks.types import SPLITS
 from minnow.tasks.verifiers import VERIFIERS, reference_text, verifier_of
 
-_FILES = (".py", ".yaml", ".yml")
+FILES = (".py", ".yaml", ".yml")
+"""Endings of a task file."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def load_task(source: str, faults: Faults | None = None, world: PocketWorld | No
         UserError: there is no such task, or its file is wrong.
     """
     path = Path(source)
-    if path.suffix in _FILES:
+    if path.suffix in FILES:
         if not path.is_file():
             raise UserError(f"there is no task file {path}; check the path")
         return _python_task(path) if path.suffix == ".py" else _yaml_task(path, faults)

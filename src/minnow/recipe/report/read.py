@@ -12,8 +12,17 @@ from minnow.errors import UserError
 from minnow.files import read_json
 from minnow.model.accounting import accounting
 from minnow.model.config import ModelConfig
+from minnow.model.foreign import is_foreign
 
-STAGE_LABELS = {"pretrain": "Base", "sft": "SFT", "dpo": "DPO", "grpo": "RL", "rl": "RL", "merge": "Merged"}
+STAGE_LABELS = {
+    "base": "Given",
+    "pretrain": "Base",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "grpo": "RL",
+    "rl": "RL",
+    "merge": "Merged",
+}
 _AFTER = {"pretrain": "pre-training", "merge": "merging"}
 _STAGE_ORDER = {stage: position for position, stage in enumerate(STAGE_LABELS)}
 
@@ -63,7 +72,7 @@ def stage_label(stage: str) -> str:
 
 def after(stage: str) -> str:
     """``after SFT``, ``after merging``: how a sentence names a checkpoint."""
-    return f"after {_AFTER.get(stage, stage_label(stage))}"
+    return "as given" if stage == "base" else f"after {_AFTER.get(stage, stage_label(stage))}"
 
 
 def load_run(folder: Path) -> Run:
@@ -103,8 +112,8 @@ def _accounting(folder: Path, stages: dict[str, Stage]) -> dict[str, Any] | None
     """The parameter split of the first checkpoint, for a run whose recipe.json does not carry it."""
     for name in stages:
         config = folder / name / "checkpoint" / "config.json"
-        if config.is_file():
-            return accounting(ModelConfig.from_hf(read_json(config)))
+        if config.is_file() and not is_foreign(settings := read_json(config)):
+            return accounting(ModelConfig.from_hf(settings))
     return None
 
 

@@ -122,11 +122,11 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
     packed, measured = text_rows(context, text, words, recipe.seed)
     loader = Loader(packed, text.rows, recipe.seed)
     unique = int(np.count_nonzero(packed.documents))
-    config = model_config(replace(recipe, model=scaled(recipe.model, settings.width)), words)
+    config = model_config(replace(recipe, model=scaled(recipe.shape, settings.width)), words)
     parts = parameter_parts(config)
     size = sum(parts.values())
     runs = branches(settings.ratios, size, text.rows * unique / len(packed.tokens), text.training.decay)
-    rate = peak_rate(recipe.model, settings)
+    rate = peak_rate(recipe.shape, settings)
     warmup = text.training.warmup * runs[0].steps  # the same for all, as they share the trunk
 
     def part(name: str, steps: int, start: int, state: Path) -> Trainer:

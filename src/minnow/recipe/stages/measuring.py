@@ -18,7 +18,8 @@ from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, task_examples, training_text, world
+from minnow.recipe.stages.prompts import prompts_of
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, training_text, world
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -54,9 +55,9 @@ def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     settings, started = context.settings, time.perf_counter()
     checkpoint = context.output(settings.checkpoint, CHECKPOINT)
     engine, _, words = engine_of(checkpoint)
-    examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
+    drawn = prompts_of(context.recipe)
+    examples, prompts = drawn.to_measure(settings.tasks, settings.examples, settings.loop_prompts)
     scores = score_tasks(engine, words, examples, settings.max_new_tokens)
-    prompts = world(context.recipe).loop_prone("held_out", settings.loop_prompts)
     rates, shown = measure_loops(
         engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed
     )

@@ -72,7 +72,7 @@ def _text_documents(recipe: Recipe) -> Iterator[str]:
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     """The recipe's backbone for the tokenizer it was given."""
-    shape = recipe.model.config(tokenizer.vocab_size)
+    shape = recipe.shape.config(tokenizer.vocab_size)
     return replace(shape, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 

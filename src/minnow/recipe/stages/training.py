@@ -49,7 +49,7 @@ class TokenizerSettings:
 def tokenizer(context: StageContext[TokenizerSettings]) -> dict[str, Any]:
     """Train the tokenizer on the recipe's text."""
     texts, held_out = training_text(context.recipe, context.settings.documents)
-    made = train_tokenizer(texts, context.recipe.model.vocab_size)
+    made = train_tokenizer(texts, context.recipe.shape.vocab_size)
     made.save(context.folder / CHECKPOINT)
     ids = made.encode_batch(held_out)
     size = sum(len(text.encode()) for text in held_out)

@@ -1,0 +1,190 @@
+"""Which prompts each stage draws, so that nothing is measured on what was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from minnow.errors import UserError
+from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
+from minnow.recipe.mapping import nearest
+from minnow.recipe.schema import DataSettings, Recipe
+from minnow.recipe.stages.sources import task_examples, world
+from minnow.recipe.tasks import FILES, load_task
+from minnow.tasks import Example, PocketWorld
+from minnow.tasks.given import verify_given
+from minnow.tasks.task import register
+
+ASIDE = 5
+"""Of a user's prompts one in so many is held out for measuring, and another one for the gate."""
+
+
+class Prompts(Protocol):
+    """The prompts of a recipe, loop-prone ones and those that keep answers good."""
+
+    def to_pair(self, loops: int, each_task: int) -> list[Example]:
+        """For preference pairs."""
+        ...
+
+    def to_gate(self, first: int, loops: int, each_task: int) -> tuple[list[Example], list[Example]]:
+        """For choosing checkpoints: to count loops on, and to score. ``first`` is a place in an endless stream."""
+        ...
+
+    def to_measure(self, tasks: tuple[str, ...], each_task: int, loops: int) -> tuple[list[Example], list[Example]]:
+        """Held-out ones: to score, and to count loops on."""
+        ...
+
+    def to_explore(self, steps: int, each_step: int, loop_share: float, first: int) -> Callable[[int], list[Example]]:
+        """For RL: the prompts of a step."""
+        ...
+
+    def to_replay(self, each_task: int) -> list[Example]:
+        """Worked examples, where there are any."""
+        ...
+
+
+def prompts_of(recipe: Recipe) -> Prompts:
+    """The recipe's prompts.
+
+    Raises:
+        UserError: its data is text, or its prompts are missing or malformed.
+    """
+    return given_prompts(recipe.data, recipe.seed) if recipe.data.kind == "prompts" else PocketPrompts(recipe)
+
+
+@dataclass(frozen=True)
+class PocketPrompts:
+    """Of the pocket world: endless streams of each kind, of which pairs take the beginning, RL what follows."""
+
+    recipe: Recipe
+
+    @property
+    def world(self) -> PocketWorld:
+        return world(self.recipe)
+
+    def to_pair(self, loops: int, each_task: int) -> list[Example]:
+        return self.world.loop_prone("train", loops) + task_examples(self.recipe, (), "train", each_task)
+
+    def to_gate(self, first: int, loops: int, each_task: int) -> tuple[list[Example], list[Example]]:
+        tasks = [self.world.examples(task, "train", first + each_task)[first:] for task in self.world.TASKS]
+        return self.world.loop_prone("train", first + loops)[first:], [each for group in tasks for each in group]
+
+    def to_measure(self, tasks: tuple[str, ...], each_task: int, loops: int) -> tuple[list[Example], list[Example]]:
+        return task_examples(self.recipe, tasks, "held_out", each_task), self.world.loop_prone("held_out", loops)
+
+    def to_explore(self, steps: int, each_step: int, loop_share: float, first: int) -> Callable[[int], list[Example]]:
+        loops = round(each_step * loop_share)
+        others = each_step - loops
+        # The pairs stage rolled out the first prompts of each stream; the policy sees others.
+        loop_prompts = self.world.loop_prone("train", first)[-loops * steps :] if loops else []
+        per_task = -(-others * steps // len(self.world.TASKS))
+        by_task = [self.world.examples(task, "train", first)[-per_task:] for task in self.world.TASKS] if others else []
+        task_prompts = [example for group in zip(*by_task, strict=True) for example in group]
+        return lambda step: (
+            loop_prompts[step * loops : (step + 1) * loops] + task_prompts[step * others : (step + 1) * others]
+        )
+
+    def to_replay(self, each_task: int) -> list[Example]:
+        return task_examples(self.recipe, (), "train", each_task)
+
+
+@dataclass(frozen=True)
+class GivenPrompts:
+    """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken."""
+
+    train: Sequence[Example]
+    gate: Sequence[Example]
+    held_out: Sequence[Example]
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """Of all that is asked and expected."""
+        rows = [
+            [each.id, each.messages, each.tools, repr(each.answer)]
+            for each in (*self.train, *self.gate, *self.held_out)
+        ]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def to_pair(self, loops: int, each_task: int) -> list[Example]:
+        return list(self.train[:loops])
+
+    def to_gate(self, first: int, loops: int, each_task: int) -> tuple[list[Example], list[Example]]:
+        chosen = list(self.gate[:loops])
+        return chosen, chosen
+
+    def to_measure(self, tasks: tuple[str, ...], each_task: int, loops: int) -> tuple[list[Example], list[Example]]:
+        return list(self.held_out[:loops]), list(self.held_out[:loops])
+
+    def to_explore(self, steps: int, each_step: int, loop_share: float, first: int) -> Callable[[int], list[Example]]:
+        order: list[Example] = []
+        for epoch in range(-(-steps * each_step // len(self.train))):
+            order += random.Random(f"{self.seed}/{epoch}").sample(self.train, len(self.train))
+        return lambda step: order[step * each_step : (step + 1) * each_step]
+
+    def to_replay(self, each_task: int) -> list[Example]:
+        return []
+
+
+@lru_cache(maxsize=4)
+def given_prompts(data: DataSettings, seed: int) -> GivenPrompts:
+    """Read and part the prompts of ``data``; each belongs to one part by its checksum.
+
+    Raises:
+        UserError: a name that is neither a set nor a file, a malformed file, or too few different prompts.
+    """
+    found = read_given(data.prompts, data.count)
+    if len(found) < ASIDE:
+        raise UserError(
+            f"there are {len(found)} different prompts, too few to train on some and measure on others; give at least "
+            f"{ASIDE}, and some hundreds for rates that mean something"
+        )
+    order = sorted(found, key=lambda each: hashlib.sha256(f"{seed}/{_asked(each)}".encode()).digest())
+    aside = len(order) // ASIDE
+    return GivenPrompts(order[2 * aside :], order[aside : 2 * aside], order[:aside], seed)
+
+
+def read_given(names: Sequence[str], count: int) -> list[Example]:
+    """The different prompts of sets (``count`` of each), files of prompts and task files.
+
+    Raises:
+        UserError: a name that is none of these, or a malformed file.
+    """
+    found: dict[str, Example] = {}
+    for name in names:
+        for example in _read(name, count):
+            found.setdefault(_asked(example), example)
+    return list(found.values())
+
+
+def _asked(example: Example) -> str:
+    return json.dumps([example.messages, example.tools], sort_keys=True)
+
+
+def _read(name: str, count: int) -> list[Example]:
+    if name in SETS:
+        read = prompt_set(name, count)
+    elif Path(name).suffix in FILES:
+        task = load_task(name)
+        return [
+            replace(each, id=f"{task.name}/{each.id}")
+            for split in ("train", "held_out")
+            for each in task.examples(split, None)
+        ]
+    elif Path(name).exists() or "." in name:
+        read = read_prompts(Path(name))
+    else:
+        raise UserError(f"there are no prompts {name!r}; {nearest(name, SETS)}, or name a file of prompts")
+    out = []
+    for example in read:
+        task_name = re.sub(r"[^a-z0-9_.-]+", "-", example.task.lower()).strip("-.") or "prompts"
+        register(task_name, verify_given)
+        out.append(replace(example, id=f"{Path(name).stem}/{example.id}", task=task_name))
+    return out
