@@ -34,8 +34,11 @@ COMMANDS: dict[str, Command] = {
     "loops measure": Command(
         "minnow.cli.loops_measure:measure", "measure how often a model's answers end in a doom loop"
     ),
+    "loops pairs": Command("minnow.cli.loops_pairs:pairs", "make preference pairs from a model's own answers"),
     "loops compare": Command("minnow.cli.loops_compare:compare", "compare two measurements over the same prompts"),
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts, by Minnow's verdict or published rules"),
+    "dpo": Command("minnow.cli.align:dpo", "preference training on pairs, behind a gate of loop rate and score"),
+    "grpo": Command("minnow.cli.align:grpo", "RL with verifiable rewards and a loop penalty, behind the same gate"),
     "merge": Command("minnow.cli.merge:merge", "merge checkpoints of one family, larger than memory if need be"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),

@@ -1,5 +1,25 @@
 """The stage kinds, registered by name when this package is imported."""
 
-from minnow.recipe.stages import alignment, distilling, ladder, measuring, shipping, training
+from minnow.recipe.stages import (
+    alignment,
+    distilling,
+    given,
+    ladder,
+    measuring,
+    merging,
+    pairing,
+    shipping,
+    training,
+)
 
-__all__ = ["alignment", "distilling", "ladder", "measuring", "shipping", "training"]
+__all__ = [
+    "alignment",
+    "distilling",
+    "given",
+    "ladder",
+    "measuring",
+    "merging",
+    "pairing",
+    "shipping",
+    "training",
+]

@@ -1,33 +1,33 @@
-"""Stages that heal a model: pairs, dpo, grpo, merge."""
+"""Stages that heal a model: dpo, grpo."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from minnow.data.loader import Loader
 from minnow.data.packing import pack
 from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.files import read_json, whole_file, write_json
+from minnow.files import read_json
 from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minnow.model.kernels import IGNORED
 from minnow.model.language_model import LanguageModel
 from minnow.posttrain.curriculum import StepRecord, choose, findings
 from minnow.posttrain.gate import Gate
-from minnow.posttrain.merge import soup
-from minnow.posttrain.pairs import PairSettings, build_pairs, cut_loop
+from minnow.posttrain.pairs import cut_loop
 from minnow.posttrain.policy import RolloutSettings, rollout_step
 from minnow.progress import say
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, engine_of, task_examples, world
+from minnow.recipe.stages.prompts import prompts_of
+from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.recipe.stages.training import conversations, save_trained, train_stage
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
@@ -43,48 +43,6 @@ REPLAYED_EXAMPLES = 200
 
 REFERENCES = ".references"
 """The run folder's file store of reference log-probabilities, which outlives a stage: another loss finds them again."""
-
-
-@dataclass(frozen=True)
-class PairStageSettings:
-    """Prompts to roll out: loop-prone ones, and ordinary ones that keep the answers good."""
-
-    checkpoint: str = stage_input("sft")
-    loop_prompts: int = 96
-    task_prompts: int = 16
-    pairs: PairSettings = field(default_factory=PairSettings)
-
-
-@stage("pairs", PairStageSettings, version=2)
-def pairs(context: StageContext[PairStageSettings]) -> dict[str, Any]:
-    """Roll out, judge and pair; writes ``pairs.jsonl`` (TRL's preference format) and the exact ids beside it."""
-    settings = context.settings
-    engine, _, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
-    prompts = world(context.recipe).loop_prone("train", settings.loop_prompts)
-    prompts += task_examples(context.recipe, (), "train", settings.task_prompts)
-    report = build_pairs(engine, words, prompts, settings.pairs, context.seed)
-    if not report.pairs:
-        raise UserError(
-            f"none of the {report.prompts} prompts gave a pair: no prompt has both a good and a bad answer; "
-            "raise loop_prompts, lower pairs.score_gap or train longer"
-        )
-    with whole_file(context.folder / "pairs.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
-        for pair in report.pairs:
-            file.write(json.dumps(pair.as_row(words), ensure_ascii=False) + "\n")
-    write_json(
-        context.folder / "ids.json",
-        [
-            {
-                "kind": p.kind,
-                "prompt": p.prompt_ids,
-                "chosen": p.chosen_ids,
-                "rejected": p.rejected_ids,
-                "onset": p.provenance["rejected_onset"],
-            }
-            for p in report.pairs
-        ],
-    )
-    return report.as_dict()
 
 
 @dataclass(frozen=True)
@@ -108,13 +66,7 @@ class GateSettings:
 
 def make_gate(context: StageContext[Any], settings: GateSettings, model: LanguageModel, words: Tokenizer) -> Gate:
     """A gate over ``model`` with prompts that lie beyond those that pairs and RL draw from."""
-    first, pocket = settings.first, world(context.recipe)
-    loops = pocket.loop_prone("train", first + settings.loop_prompts)[first:]
-    tasks = [
-        example
-        for task in pocket.TASKS
-        for example in pocket.examples(task, "train", first + settings.task_prompts)[first:]
-    ]
+    loops, tasks = prompts_of(context.recipe).to_gate(settings.first, settings.loop_prompts, settings.task_prompts)
     return Gate(TorchEngine(model, words), words, loops, tasks, settings.max_new_tokens, settings.tolerance)
 
 
@@ -148,12 +100,13 @@ class DpoSettings:
             0 keeps the pairs as they are.
         max_new_tokens: budget of those answers.
         replay_rows: packed rows of worked examples of every task that each update also trains on, so that what the
-            pairs do not mention is not forgotten; ``replay`` is their weight beside the preference loss.
+            pairs do not mention is not forgotten; ``replay`` is their weight beside the preference loss. A user's
+            prompts have none.
         row_length: packed length of the training rows.
     """
 
-    checkpoint: str = stage_input("sft")
-    pairs: str = stage_input("pairs")
+    checkpoint: Annotated[str, tyro.conf.Suppress] = stage_input("sft")
+    pairs: Annotated[str, tyro.conf.Suppress] = stage_input("pairs")
     objective: Preference = field(default_factory=Preference)
     pairs_per_step: int = 16
     replay_rows: int = 8
@@ -212,8 +165,9 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
             known(found)
         return found
 
-    replayed = task_examples(context.recipe, (), "train", REPLAYED_EXAMPLES)
-    loader = Loader(pack(conversations(words, replayed), settings.row_length, words.pad_id), settings.replay_rows, 0)
+    replayed = conversations(words, prompts_of(context.recipe).to_replay(REPLAYED_EXAMPLES))
+    packed = pack(replayed, settings.row_length, words.pad_id) if replayed and settings.replay_rows else None
+    loader = None if packed is None else Loader(packed, settings.replay_rows, 0)
 
     def objective(model: LanguageModel, batch: PairBatch | FinalTokenBatch | _Replay) -> Loss:
         if isinstance(batch, PairBatch | FinalTokenBatch):
@@ -241,6 +195,8 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
         chosen = draw.sample(latest, min(len(latest), settings.pairs_per_step // 3))
         chosen += draw.sample(earlier, min(len(earlier), settings.pairs_per_step // 3))
         chosen += draw.sample(rows, min(len(rows), settings.pairs_per_step - len(chosen)))
+        if loader is None:
+            return [batch_of(chosen)]
         replay = loader.batch(step)
         trained = float((replay.targets != IGNORED).sum())
         return [batch_of(chosen), _Replay(replay.tokens, replay.targets, replay.documents, trained)]
@@ -258,14 +214,15 @@ class GrpoSettings:
     """RL with verifiable rewards and a loop penalty.
 
     Attributes:
-        loop_share: share of each step's prompts that is loop-prone; the rest is every task in turn.
+        loop_share: share of each step's prompts that is loop-prone; the rest is every task in turn (of a user's
+            prompts every one is both).
         rows_at_once: packed rows per micro-batch.
         candidates: prompts that each one of a step's is chosen from, by how even its task's live success rate is; 1
             takes them as they come.
         patience: steps without anything to learn, of a task or of all, until a warning says so.
     """
 
-    checkpoint: str = stage_input("dpo")
+    checkpoint: Annotated[str, tyro.conf.Suppress] = stage_input("dpo")
     objective: PolicyGradient = field(default_factory=PolicyGradient)
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     loop_share: float = 0.5
@@ -288,20 +245,10 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
     model, words = load_checkpoint(source)
     steps, each = settings.training.steps, settings.rollouts.prompts * settings.candidates
     start = load_model(source, compute_dtype()) if settings.objective.kl else None
-    loops = round(each * settings.loop_share)
-    # The pairs stage rolled out the first prompts of each stream; the policy sees others.
-    loop_prompts = world(context.recipe).loop_prone("train", settings.gate.first)[-loops * steps :]
-    per_task = -(-(each - loops) * steps // len(world(context.recipe).TASKS))
-    by_task = [
-        world(context.recipe).examples(task, "train", settings.gate.first)[-per_task:]
-        for task in world(context.recipe).TASKS
-    ]
-    task_prompts = [example for group in zip(*by_task, strict=True) for example in group]
+    asked = prompts_of(context.recipe).to_explore(steps, each, settings.loop_share, settings.gate.first)
 
     def batches(step: int) -> Sequence[Any]:
-        prompts = loop_prompts[step * loops : (step + 1) * loops]
-        prompts = prompts + task_prompts[step * (each - loops) : (step + 1) * (each - loops)]
-        chosen = choose(prompts, settings.rollouts.prompts, seen(), step, context.seed)
+        chosen = choose(asked(step), settings.rollouts.prompts, seen(), step, context.seed)
         made = rollout_step(engine, words, chosen, settings.rollouts, context.seed + step, step / steps)
         context.record(step=step + 1, **made.numbers)
         trainer.notes.setdefault("rollouts", {})[step] = vars(made.record)
@@ -326,46 +273,3 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
     gate = make_gate(context, settings.gate, model, words)
     result = post_train(context, trainer, words, gate, settings.gate.every)
     return result | {"warnings": list(warnings.values())}
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """Averages to try; the last checkpoint named is the one to beat.
-
-    Attributes:
-        shares: of an earlier checkpoint in an average.
-        margin: by how much an average's task score must be the better one; less is noise.
-    """
-
-    checkpoints: tuple[str, ...] = stage_input(("dpo", "grpo"))
-    shares: tuple[float, ...] = (0.25, 0.5)
-    margin: float = 0.01
-    gate: GateSettings = field(default_factory=GateSettings)
-
-
-@stage("merge", MergeSettings)
-def merge(context: StageContext[MergeSettings]) -> dict[str, Any]:
-    """Average the last checkpoint with earlier ones; an average is kept only if it scores clearly better and loops no more."""
-    settings = context.settings
-    *earlier, last = settings.checkpoints
-    model, words = load_checkpoint(context.output(last, CHECKPOINT))
-    weights = {name: load_model(context.output(name, CHECKPOINT)).state_dict() for name in settings.checkpoints}
-    candidates = {last: weights[last]}
-    for name in earlier:
-        for share in settings.shares:
-            candidates[f"{1 - share:.2f} {last} + {share:.2f} {name}"] = soup(
-                [weights[last], weights[name]], [1 - share, share]
-            )
-    model.to(compute_dtype())
-    gate = make_gate(context, settings.gate, model, words)
-    measured: list[dict[str, Any]] = []
-    for name, candidate in candidates.items():
-        model.load_state_dict(candidate)
-        loop_rate, task_score = gate.measure()
-        measured.append({"name": name, "loop_rate": loop_rate, "task_score": task_score})
-    base, *others = measured
-    least = base["task_score"] + settings.margin
-    better = [m for m in others if m["task_score"] > least and m["loop_rate"] <= base["loop_rate"]]
-    best = max(better, key=lambda m: m["task_score"], default=base)
-    save_checkpoint(model, words, context.folder / CHECKPOINT, candidates[best["name"]])
-    return {"kept": best is not base, "chosen": best["name"], "candidates": measured}
