@@ -139,3 +139,42 @@ def test_dpo_and_grpo_are_the_stages(work: Path, capsys: pytest.CaptureFixture[s
     (work / "text.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     assert main(["dpo", model, str(work / "text.jsonl"), "--out", str(work / "no"), *small]) == 2
     assert "has no 'rejected', only prompt, chosen" in capsys.readouterr().err
+
+
+def test_a_teacher_corrects_the_students_own_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Branches that are merged and trained on are stages like any others."""
+    teacher = write_llama(work / "teacher", seed=5)
+    taught = {"kind": "on-policy", "checkpoint": "base", "teacher": str(teacher), "prompts": 4, "max_new_tokens": 60}
+    taught |= {"training": {**TRAINING, "steps": 3}, "gate": {**GATE, "every": 3}}
+    merged = {"kind": "merge", "checkpoints": ["base", "taught"], "base": "base", "shares": [0.5], "gate": GATE}
+    merged |= {"methods": [{"method": "ties"}, {"method": "task-arithmetic", "scale": 0.5}], "margin": -1.0}
+    stages = {"base": {"kind": "checkpoint"}, "taught": taught, "merged": merged}
+    document = {
+        **recipe(),
+        "stages": stages,
+        "checkpoint": str(work / "llama"),
+        "threads": 1,
+        "run_folder": str(work / "taught"),
+    }
+    document["data"] = {"kind": "prompts", "prompts": [str(work / "prompts.jsonl")]}
+    (work / "taught.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    assert main(["run", str(work / "taught.yaml")]) == 0
+    curve = [json.loads(line) for line in (work / "taught/taught/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in curve if "loss" in line]
+    assert len(losses) == 3 and losses[-1] < losses[0] and all(loss > 0 for loss in losses)
+    found = json.loads((work / "taught/merged/result.json").read_text())
+    assert [each["name"] for each in found["candidates"]] == [
+        "taught", "0.50 taught + 0.50 base", "ties of base, taught", "task-arithmetic of base, taught",
+    ]  # fmt: skip
+    best = max(found["candidates"], key=lambda each: each["task_score"])
+    assert found["kept"] is (found["chosen"] != "taught") and found["chosen"] in {
+        each["name"] for each in found["candidates"]
+    }
+    assert best["task_score"] >= found["candidates"][0]["task_score"]
+    strange = write_llama(work / "strange")
+    written = json.loads((strange / "tokenizer.json").read_text())
+    written["model"]["merges"].pop()
+    (strange / "tokenizer.json").write_text(json.dumps(written))
+    words = ["--set", f"stages.taught.teacher={strange}", "--run-folder", str(work / "no")]
+    assert main(["run", str(work / "taught.yaml"), *words]) == 2
+    assert "has another tokenizer than the student" in capsys.readouterr().err

@@ -171,7 +171,16 @@ def test_every_stage_leaves_what_the_report_and_the_user_were_promised(finished:
     assert [loops["temperature"] for loops in result(finished, "measure-sft")["loops"]] == [0.0, 1.0]
 
     pairs = result(finished, "pairs")
-    assert pairs.keys() == {"prompts", "rollouts", "pairs", "loop_pairs", "quality_pairs", "all_loop_prompts"}
+    assert pairs.keys() == {
+        "prompts",
+        "rollouts",
+        "pairs",
+        "loop_pairs",
+        "quality_pairs",
+        "all_loop_prompts",
+        "fates",
+        "judges",
+    }
     assert pairs["rollouts"] == 4 * pairs["prompts"] and pairs["pairs"] >= 2
     for stage, steps in (("dpo", 4), ("grpo", 3)):
         found = result(finished, stage)
