@@ -294,27 +294,26 @@ def _rollouts(
     kept: Journals,
 ) -> Iterator[list[Rollout]]:
     """The greedy and the sampled answers to each prompt; a batch that is not whole in the journal is asked anew."""
-    held: dict[str, list[dict[str, Any]]] = {}
-    for row in kept.rollouts.rows:
-        held.setdefault(row["prompt_id"], []).append(row)
-    for number, start in enumerate(range(0, len(examples), PROMPTS_AT_ONCE)):
+    held = {(row["prompt_id"], row["arm"]): row for row in kept.rollouts.rows}
+    for place, start in enumerate(range(0, len(examples), PROMPTS_AT_ONCE)):
         batch = examples[start : start + PROMPTS_AT_ONCE]
-        base = Sampling(0.0, settings.max_new_tokens, seed + number, persistence=0)
+        base = Sampling(0.0, settings.max_new_tokens, seed + place, persistence=0)
         arms = [base, *(replace(base, temperature=t) for t in settings.temperatures)]
-        if all(len(held.get(example.id, ())) == len(arms) for example in batch):
+        if all((example.id, arm) in held for example in batch for arm in range(len(arms))):
             for example in batch:
                 ids = tokenizer.prompt(example.messages, example.tools)
-                yield [_restored(row, ids, arm) for row, arm in zip(held[example.id], arms, strict=True)]
+                yield [_restored(held[example.id, number], ids, arm) for number, arm in enumerate(arms)]
         else:
             answers = list(zip(*answer_groups(engine, tokenizer, batch, arms), strict=True))
-            kept.rollouts.append([_row(rollout) for group in answers for rollout in group])
+            kept.rollouts.append([_row(arm, rollout) for group in answers for arm, rollout in enumerate(group)])
             yield from map(list, answers)
         kept.answered(len(batch))
 
 
-def _row(rollout: Rollout) -> dict[str, Any]:
+def _row(arm: int, rollout: Rollout) -> dict[str, Any]:
     return {
         "prompt_id": rollout.prompt_id,
+        "arm": arm,
         "temperature": rollout.sampling.temperature,
         "seed": rollout.sampling.seed,
         "finish_reason": rollout.finish_reason,

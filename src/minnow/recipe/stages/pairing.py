@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ def pair_prompts(
         UserError: as the engine and the judges, or no prompt gave a pair.
     """
     asked = {"model": model, "temperatures": [0.0, *settings.temperatures], "max_new_tokens": settings.max_new_tokens}
-    made_with = {**asked, "seed": seed, "prompts": [example.id for example in prompts]}
+    text = json.dumps([[each.id, each.messages, each.tools] for each in prompts])
+    made_with = {**asked, "seed": seed, "prompts": hashlib.sha256(text.encode()).hexdigest()[:16]}
     kept = Journals(
         Journal(folder / "rollouts.jsonl", made_with), Journal(folder / "grades.jsonl", {"seed": seed, "model": model})
     )
