@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -161,7 +162,11 @@ def read_given(names: Sequence[str], count: int) -> list[Example]:
     for name in names:
         for example in _read(name, count):
             found.setdefault(_asked(example), example)
-    return list(found.values())
+    ids = Counter(example.id for example in found.values())  # two files may have one name
+    return [
+        replace(each, id=f"{each.id}#{place}") if ids[each.id] > 1 else each
+        for place, each in enumerate(found.values())
+    ]
 
 
 def _asked(example: Example) -> str:
