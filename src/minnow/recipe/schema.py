@@ -168,14 +168,14 @@ class Recipe:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Document:
     """The top level of the YAML file."""
 
     name: str
-    stages: dict[str, Any]
     model: ModelSettings | None = None
     checkpoint: str | None = None
+    stages: dict[str, Any]
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     threads: int | None = None
@@ -290,6 +290,8 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
     specs: dict[str, StageSpec] = {}
     for name, raw in top.stages.items():
         specs[name] = _parse_stage(name, raw, list(specs), list(top.stages), kinds)
+    if top.model is None and all(spec.kind != "checkpoint" for spec in specs.values()):
+        raise UserError("model is missing; write the shape of the model, or begin with a stage of kind checkpoint")
     run_folder = top.run_folder or Path("runs") / top.name
     return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint)
 
