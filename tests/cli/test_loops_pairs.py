@@ -70,7 +70,7 @@ def test_answers_are_paired_anew_with_other_settings(words: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--score-gap", "0.99", "--no-loops-first"], "none of the 6 prompts gave a pair"),
+        (["--score-gap", "1.1", "--no-loops-first"], "none of the 6 prompts gave a pair"),
         (["--judges", "gone"], "there is no judge 'gone'"),
         (["--judges", "rules", "rules"], "named twice"),
         (["--seed", "1"], None),
