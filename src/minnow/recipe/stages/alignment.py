@@ -16,7 +16,7 @@ from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json
-from minnow.model.checkpoint import load_checkpoint, load_model, save_checkpoint
+from minnow.model.checkpoint import load_checkpoint, load_model
 from minnow.model.kernels import IGNORED
 from minnow.model.language_model import LanguageModel
 from minnow.posttrain.curriculum import StepRecord, choose, findings
