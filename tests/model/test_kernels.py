@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -64,20 +66,51 @@ def compare(name: str, inputs: list[Tensor], rest: tuple, tolerance: float = BF1
 sizes = st.integers(1, 70)
 
 
+@contextmanager
+def tiles_used(wanted: bool) -> Iterator[None]:
+    """The library's products with tiles where the processor has them (AMX), or without."""
+    build.library().use_tiles(wanted)
+    try:
+        yield
+    finally:
+        build.library().use_tiles(True)
+
+
 @needs_library
 @shapes
-@given(rows=st.integers(1, 130), inputs=st.integers(1, 40).map(lambda n: 2 * n), outputs=st.integers(1, 200))
-def test_packed_linear_maps(rows: int, inputs: int, outputs: int) -> None:
+@given(
+    rows=st.integers(1, 130), inputs=st.integers(1, 80).map(lambda n: 2 * n), outputs=st.integers(1, 200),
+    tiles=st.booleans(),
+)  # fmt: skip
+def test_packed_linear_maps(rows: int, inputs: int, outputs: int, tiles: bool) -> None:
     x, weight = draw(rows, inputs), draw(outputs, inputs, seed=1)
     packed = kernels.pack(weight)
     if packed is None:
         pytest.skip("this processor does not multiply pairs of bfloat16")
     wanted = x.double() @ weight.double().T
-    with torch.no_grad():
+    with torch.no_grad(), tiles_used(tiles):
         result, logits = kernels.linear(x, weight, packed), kernels.logits(x, weight, packed=packed)
     close(result, wanted, BF16, "linear")
     close(logits, wanted, 1e-5, "logits")
     assert result.dtype == torch.bfloat16 and logits.dtype == torch.float32
+
+
+@needs_library
+@pytest.mark.parametrize("tiles", [False, True])
+def test_packed_linear_maps_do_not_depend_on_the_thread_count(tiles: bool) -> None:
+    x, weight = draw(83, 416), draw(700, 416, seed=1)
+    packed, before = kernels.pack(weight), torch.get_num_threads()
+    if packed is None:
+        pytest.skip("this processor does not multiply pairs of bfloat16")
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.no_grad(), tiles_used(tiles):
+                results.append(kernels.linear(x, weight, packed))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
 
 
 @needs_library

@@ -19,7 +19,7 @@ SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c", "products.c", "attention.c")]
-HEADERS = [Path(__file__).with_name(name) for name in ("common.h", "pairs.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("common.h", "pairs.h", "tiles.h")]
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -106,10 +106,8 @@ def load() -> Kernels:
         function.restype = _LONG
     library.keep_memory()
     threads = "OpenMP of torch" if openmp else "one thread"
-    return Kernels(
-        library,
-        f"fused C ({compiler}, {torch.backends.cpu.get_cpu_capability()}, {threads})",
-    )
+    vectors = torch.backends.cpu.get_cpu_capability() + (" and AMX" if library.use_tiles(1) else "")
+    return Kernels(library, f"fused C ({compiler}, {vectors}, {threads})")
 
 
 def _loaded_openmp() -> str | None:
@@ -134,10 +132,10 @@ def _sources(openmp: bool) -> Library:
         flags.append("-mprefer-vector-width=512")
     flags.append("-fopenmp" if openmp else "-fopenmp-simd")
     # Linked without -fopenmp: the OpenMP symbols are to be those of the runtime already loaded.
-    return Library("kernels", SOURCES, flags, HEADERS, ["-lm"], _processor())
+    return Library("kernels", SOURCES, flags, HEADERS, ["-lm"], processor())
 
 
-def _processor() -> bytes:
+def processor() -> bytes:
     """What ``-march=native`` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,6 +1,20 @@
 /* Products of a linear map and its gradients over packed operands; every result is independent of the number of
  * threads. */
-#include "pairs.h"
+#include "tiles.h"
+
+static int tiles_on = 0; /* whether linear_packed uses tiles */
+
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+
+long syscall(long number, ...); /* <unistd.h> hides it under -std=c11 */
+
+/* Use tiles from now on if `wanted` and Linux lets this process (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); whether they
+ * are used. */
+int use_tiles(int wanted) { return tiles_on = wanted && syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+#else
+int use_tiles(int wanted) { return wanted && tiles_on; }
+#endif
 
 #ifdef __AVX512BF16__
 
@@ -28,20 +42,31 @@ void pack_down(int threads, long rows, long columns, const bf16 *restrict x, bf1
 }
 
 /* Rows whose inputs stay in the second-level cache while all blocks pass. */
-INLINE long chunk_rows(long inputs) {
-    const long fit = 196608 / (inputs + 1) / ROWS * ROWS;
-    return fit > 192 ? 192 : fit > 48 ? fit : 48;
+INLINE long chunk_rows(long inputs, long step, long least) {
+    const long fit = 196608 / (inputs + 1) / step * step;
+    return fit > 192 ? 192 : fit > least ? fit : least;
 }
 
 /* out[rows, outputs] = x[rows, inputs] times packed [inputs, outputs], in bfloat16, or in float where `wide` is given
  * instead. The number of inputs is even. */
 void linear_packed(int threads, long rows, long outputs, long inputs, const bf16 *restrict x,
                    const bf16 *restrict packed, bf16 *restrict out, float *restrict wide) {
-    const long chunk = chunk_rows(inputs), blocks = (outputs + BLOCK - 1) / BLOCK, chunks = (rows + chunk - 1) / chunk;
+    const long chunk = tiles_on ? chunk_rows(inputs, 32, 64) : chunk_rows(inputs, ROWS, 48);
+    const long blocks = (outputs + BLOCK - 1) / BLOCK, chunks = (rows + chunk - 1) / chunk;
     PARALLEL_FOR_UNEVEN for (long task = 0; task < chunks * blocks; task++) {
         const long first = task / blocks * chunk, last = at_most(rows, first + chunk);
         const long begin = task % blocks * BLOCK, width = at_most(BLOCK, outputs - begin);
-        for (long row = first; row < last; row += ROWS) {
+        long row = first;
+#ifdef __AMX_BF16__
+        for (long configured = 0; tiles_on && row < last; row += SQUARE) {
+            const long place = row * outputs + begin, n = at_most(SQUARE, last - row);
+            if (n != configured) configure_tiles(configured = n);
+            product_tiles(n, inputs / 2, x + row * inputs, inputs, packed + begin * inputs, width,
+                          wide ? NULL : out + place, wide ? wide + place : NULL, outputs);
+        }
+        if (tiles_on) _tile_release();
+#endif
+        for (; row < last; row += ROWS) {
             const long place = row * outputs + begin;
             product(4, at_most(ROWS, last - row), inputs / 2, x + row * inputs, inputs, 2, packed + begin * inputs,
                     width, wide ? NULL : out + place, wide ? wide + place : NULL, outputs, 0);

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from minnow.model.kernels.build import library, pairs, pointer
+from minnow.model.kernels.build import library, pairs, pointer, processor
 
 BLOCK = 64
 """As in ``products.c``."""
@@ -29,8 +29,8 @@ _SMALL_PRODUCT = 1 << 21
 
 @functools.cache
 def tiles() -> bool:
-    """Whether torch multiplies tiles of bfloat16 on this processor."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    """Whether torch multiplies tiles of bfloat16 on this processor (AMX)."""
+    return b"amx_bf16" in processor()
 
 
 def can_pack(weight: Tensor) -> bool:
