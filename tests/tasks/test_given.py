@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minnow.tasks.given import Given, is_open, rules, verifier_for, verify_given
+from minnow.tasks.given import Given, expected, is_open, rules, verifier_for, verify_given
 from minnow.tasks.types import Example
 
 PROSE = "The harbour was quiet that morning and the boats lay still while a few gulls looked for bread on the pier."
@@ -44,3 +44,4 @@ def test_form_falls_with_repetition_and_with_saying_nothing() -> None:
 def test_open_examples_are_those_without_an_answer() -> None:
     made = [Example("e", "t", "train", [], [], answer) for answer in (Given("rules"), Given("number", 1), {"a": 1})]
     assert [is_open(each) for each in made] == [True, False, False]
+    assert [expected(each) for each in made] == [None, 1, {"a": 1}], "as its source wrote it"

@@ -13,6 +13,7 @@ from minnow.errors import UserError
 from minnow.evaluate.measure import score
 from minnow.rollout.records import Rollout
 from minnow.tasks import Example
+from minnow.tasks.given import expected
 
 Reward = Callable[[list[dict[str, Any]], str, list[int], Mapping[str, Any]], float]
 """``(prompt, completion, ids, columns) -> number``: messages, text, token ids, and all else that is known.
@@ -65,7 +66,7 @@ def earned(example: Example, rollout: Rollout, rewards: Mapping[str, float]) -> 
         "example": example,
         "rollout": rollout,
         "task": example.task,
-        "answer": example.answer,
+        "answer": expected(example),
         "finish_reason": rollout.finish_reason,
         "loop": rollout.loop,
     }

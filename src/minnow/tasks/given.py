@@ -56,6 +56,11 @@ def is_open(example: Example) -> bool:
     return isinstance(example.answer, Given) and example.answer.verifier == "rules"
 
 
+def expected(example: Example) -> Any:
+    """The answer that is expected, as its source wrote it."""
+    return example.answer.answer if isinstance(example.answer, Given) else example.answer
+
+
 def verifier_for(answer: Any) -> str:
     """What compares an answer where nobody says: ``number``, ``json``, ``exact``; ``rules`` where there is none."""
     if answer is None:
