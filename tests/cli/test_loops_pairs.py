@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bad_server import Reply, bad_server, spoken
 from foreign_folder import write_llama
 from minnow.cli.main import main
 from minnow.data.preference import read_preferences
@@ -65,6 +66,30 @@ def test_answers_are_paired_anew_with_other_settings(words: list[str], tmp_path:
     assert main([*words, *out]) == 0
     monkeypatch.setattr(TorchEngine, "generate", None)
     assert main([*words, *out, "--periods-kept", "1"]) == 0
+
+
+def test_a_server_is_a_judge_by_its_name(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked in both orders; what it does not grade is told, and gives no pair."""
+    monkeypatch.setenv("MINNOW_API_KEY", "sesame")
+
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        text = body["messages"][-1]["content"]
+        answers = json.loads(text[text.index('{\n "conversation"') :])["answers"]
+        return spoken(json.dumps([min(10, len(answer) // 9) for answer in answers]))
+
+    with bad_server(reply) as server:
+        judge = f"tiny@{server.url}"
+        assert main([*words[:-1], judge, "--out", str(tmp_path / "pairs.jsonl"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    record = document["judges"][judge]
+    assert record["failed"] == 0 and record["asked"] == len(server.bodies) > 0 and record["equal"] == 1.0
+    assert {body["model"] for body in server.bodies} == {"tiny"}
+    assert server.headers[0]["Authorization"] == "Bearer sesame"
+    assert "sesame" not in "".join(file.read_text() for file in tmp_path.rglob("*.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert all(row["judges"] == [judge] and 0 <= row["chosen_grade"] <= 1 for row in rows)
 
 
 @pytest.mark.parametrize(
