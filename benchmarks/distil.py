@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from minnow.data.loader import Loader
-from minnow.data.packing import Packed, pack, tokenize_documents
+from minnow.data.packing import Packed, pack
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
+from minnow.data.tokenizing import tokenize_documents
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.model.backbone import Backbone
 from minnow.model.config import ATTENTION, CONV

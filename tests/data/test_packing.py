@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minnow.data import IGNORED, Packed, Tokenizer, pack, tokenize_documents
+from minnow.data import IGNORED, Tokenizer, pack, tokenize_documents
 from minnow.errors import UserError
 
 free = settings(deadline=None, derandomize=True, max_examples=100)
@@ -118,41 +117,3 @@ def test_tokenized_documents_open_and_close_and_keep_their_text(tokenizer: Token
     assert [tokenizer.decode(ids[1:-1]) for ids in found] == texts
     assert all(ids[0] == 1 and ids[-1] == 7 and ids.dtype == np.int32 for ids in found)
     assert Counter(np.concatenate(found).tolist())[7] == len(texts)
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Packed, Path]:
-    packed = pack([(range(1, count), None) for count in range(2, 40)], 16, PAD)
-    packed.save(tmp_path / "rows", "digest-a")
-    return packed, tmp_path / "rows"
-
-
-def test_saved_rows_come_back_memory_mapped(saved: tuple[Packed, Path]) -> None:
-    packed, folder = saved
-    loaded = Packed.load(folder, "digest-a")
-    for name in ("tokens", "targets", "documents"):
-        array = getattr(loaded, name)
-        assert isinstance(array, np.memmap) and not array.flags.writeable
-        np.testing.assert_array_equal(array, getattr(packed, name))
-
-
-def test_rows_of_another_tokenizer_are_refused(saved: tuple[Packed, Path]) -> None:
-    with pytest.raises(UserError, match="another tokenizer .*pack the corpus again"):
-        Packed.load(saved[1], "digest-b")
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
-def test_damaged_rows_are_refused(saved: tuple[Packed, Path], damage: str) -> None:
-    folder = saved[1]
-    file = folder / "targets.npy"
-    content = file.read_bytes()
-    if damage == "truncate":
-        file.write_bytes(content[:-8])
-    elif damage == "flip":
-        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif damage == "remove":
-        file.unlink()
-    else:
-        (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"targets\.npy is missing or damaged|manifest\.json does not exist"):
-        Packed.load(folder, "digest-a")

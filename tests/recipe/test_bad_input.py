@@ -131,7 +131,10 @@ def test_a_corpus_shorter_than_one_batch_is_refused_with_numbers_and_a_remedy(
     texts = [f"The {n}th lighthouse of Vell has {n * 7} steps." for n in range(30)]
     Path("short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     said = refuse(capsys, "books.yaml", "data.path=short.jsonl", *TINY_BOOKS, "stages.pretrain.rows=400")
-    assert said.startswith("the corpus is shorter than one batch: its ") and "of 32, and a batch takes 400; " in said
+    assert (
+        said.startswith("the corpus is shorter than one batch: it fills ")
+        and "of 32 tokens, and a batch takes 400; " in said
+    )
     rows = int(said.split("use batches of at most ")[1].split()[0])
     flags = [*TINY_BOOKS, f"stages.pretrain.rows={rows}", "data.path=short.jsonl"]
     assert (

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from minnow.cli.main import main
-from minnow.data.documents import read_documents
+from minnow.data import read_documents, train_tokenizer
 from minnow.recipe.report.markup import bytes_text, counted, number
 from minnow.recipe.schema import load_recipe
-from minnow.recipe.stages.sources import training_text
+from minnow.recipe.stages.texts import held_out_documents, training_texts
 from minnow.tasks import PocketWorld
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/books.yaml"
@@ -100,7 +100,9 @@ def test_one_text_in_few_documents_gives_a_twentieth_of_itself_to_be_measured_on
     for copies in (1, 4):
         path = write_corpus("pages.txt", pages * copies)
         documents = len(list(read_documents(path)))
-        training, held_out = training_text(load_recipe(RECIPE, [f"data.path={path}"]), 0)
-        joined = "".join(training)
-        assert documents < 20 and joined + "".join(held_out) == path.read_text()
-        assert 0.04 < len("".join(held_out)) / (len(text) * copies) < 0.06
+        recipe = load_recipe(RECIPE, [f"data.path={path}"])
+        words = train_tokenizer(training_texts(recipe, 0), 300)
+        joined = "".join(training_texts(recipe, 0))
+        held_out = "".join(words.decode(ids) for ids in held_out_documents(recipe, words))
+        assert documents < 20 and joined + held_out == path.read_text()
+        assert 0.04 < len(held_out) / (len(text) * copies) < 0.06

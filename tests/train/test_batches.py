@@ -9,7 +9,7 @@ import torch
 from minnow.data.loader import Loader
 from minnow.data.packing import Packed
 from minnow.errors import UserError
-from minnow.train.batches import RampedLoader
+from minnow.train.batches import InputDropout, RampedLoader
 from minnow.train.schedule import Ramp
 
 
@@ -40,3 +40,22 @@ def test_batches_grow_and_every_row_comes_once() -> None:
 def test_a_ramp_that_does_not_divide_the_batch_is_refused() -> None:
     with pytest.raises(UserError, match="6 rows of 16 tokens"):
         RampedLoader(Loader(numbered(64, 16), 6, 0), Ramp(steps=4, rows=4))
+
+
+def test_dropped_inputs_are_the_steps_own_and_the_same_for_any_ranks() -> None:
+    dropout = InputDropout(0.25, 3, pad_id=-1)
+    loader = RampedLoader(Loader(numbered(64, 16), 8, 3), Ramp(), dropout)
+    plain = RampedLoader(Loader(numbered(64, 16), 8, 3), Ramp())
+    dropped = []
+    for step in range(40):
+        batch, whole = loader.batch(step), plain.batch(step)
+        slices = [loader.batch(step, rank, 4) for rank in range(4)]
+        assert torch.equal(torch.cat([part.tokens for part in slices]), batch.tokens)
+        hidden = batch.tokens == -1
+        assert torch.equal(batch.tokens[~hidden], whole.tokens[~hidden]) and torch.equal(batch.targets, whole.targets)
+        dropped.append(hidden[batch.rows.argsort()] if batch.rows is not None else hidden)
+    shares = torch.stack(dropped).double()
+    assert float(shares.mean()) == pytest.approx(0.25, abs=0.02)
+    assert float(shares.mean((0, 1)).std()) < 0.03
+    assert not torch.equal(dropped[0], dropped[8])  # the same rows, an epoch later
+    assert torch.equal(InputDropout(0.0, 3, -1)(plain.batch(2), 2).tokens, plain.batch(2).tokens)

@@ -29,6 +29,9 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "run": Command("minnow.cli.run:run", "run a recipe: train, heal, export and report, resumable"),
     "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
+    "data tokenize": Command("minnow.cli.data:tokenize", "tokenise text once into shards that training reads"),
+    "data inspect": Command("minnow.cli.data:inspect", "say what a tokenised corpus holds, and check it"),
+    "data clean": Command("minnow.cli.data:clean", "leave copies and evaluation sets out of a text"),
     "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
     "eval": Command("minnow.cli.eval:evaluate", "score a model's answers on tasks, built in or your own"),
     "loops measure": Command(

@@ -33,6 +33,13 @@ SPECIAL_TOKENS = (
 )
 """LFM2's special tokens; the index is the token id."""
 
+FILL_IN = (
+    ("<|fim_pre|>", "<|fim_mid|>", "<|fim_suf|>"),
+    ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    ("<fim_prefix>", "<fim_middle>", "<fim_suffix>"),
+)
+"""What stands before the prefix, the middle and the suffix of a document to fill in: LFM2's, Qwen's, StarCoder's."""
+
 ROLES = ("system", "user", "assistant", "tool")
 
 CHAT_TEMPLATE = """\

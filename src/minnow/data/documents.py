@@ -9,13 +9,15 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 
+from minnow.data.store import is_url, open_binary
 from minnow.errors import UserError
 
 DOCUMENT_CHARACTERS = 1 << 17
@@ -26,69 +28,88 @@ _COMPRESSIONS = (".gz", ".xz")
 _CHUNK_BYTES = 1 << 20
 
 
-def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
-    """The documents of one file, streamed in order; those of white space only are left out.
+def read_documents(path: str | Path, text_field: str = "text") -> Iterator[str]:
+    """The documents of one file or URL, streamed in order; those of white space only are left out.
 
     ``.txt`` and ``.md``: one document, or for a long file several, cut after a blank line where there is one.
     ``.jsonl``, ``.json`` (a list) and ``.parquet``: the field ``text_field`` of every object or row. Each may end in
-    ``.gz`` or ``.xz`` as well. A missing or unknown file is reported at the call, bad content when it is reached.
+    ``.gz`` or ``.xz`` as well. A missing or unknown file is reported at the call, bad content and a URL that leads
+    nowhere when they are reached.
 
     Raises:
         UserError: the file is missing, unreadable, of an unknown kind, not UTF-8, empty, or lacks the field.
     """
-    path = Path(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in _COMPRESSIONS else (suffixes or [""])[-1]
-    if not path.exists():
-        raise UserError(f"{path} does not exist; {_nearest_file(path)}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name one file in it ({', '.join(_FORMATS)}, or .gz or .xz of them)")
+    return (record[0] for record in read_records(path, (text_field,)))
+
+
+def read_records(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """:func:`read_documents` with more than the text: the values of ``fields``, the first of which is the text."""
+    path = str(path)
+    name = path.rpartition("/")[2].lower()
+    kind = Path(name.removesuffix(_compression(name))).suffix
+    if not is_url(path):
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist; {_nearest_file(Path(path))}")
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a folder; name one file in it ({', '.join(_FORMATS)}, or .gz or .xz of them)")
     if kind not in _FORMATS:
         raise UserError(f"{path} is of an unknown kind; use {', '.join(_FORMATS)}, or .gz or .xz of them")
-    return _documents(path, kind, text_field)
+    if len(fields) > 1 and kind in (".txt", ".md"):
+        raise UserError(f"{path} is plain text and has no field '{fields[1]}'; leave that out or give JSON lines")
+    return _records(path, kind, fields)
 
 
-def _documents(path: Path, kind: str, field: str) -> Iterator[str]:
+def _records(path: str, kind: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     found = False
     try:
         with open_file(path) as stream:
-            for text in _read(stream, path, kind, field):
-                if text and not text.isspace():
+            for record in _read(stream, path, kind, fields):
+                if record[0] and not record[0].isspace():
                     found = True
-                    yield text
+                    yield record
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} is damaged or not compressed as its name says ({error}); fetch it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; check the file and its rights") from error
+    except Exception as error:
+        if isinstance(error, UserError) or not is_url(path):
+            raise
+        raise UserError(f"{path} cannot be read ({error}); check the network and the rights") from error
     if not found:
         raise UserError(f"{path} holds no text; give a corpus that is not empty")
 
 
-def open_file(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed where its name ends in ``.gz`` or ``.xz``."""
+@contextmanager
+def open_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file or URL, decompressed where its name ends in ``.gz`` or ``.xz``."""
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    return openers.get(path.suffix.lower(), open)(path, "rb")
+    with open_binary(str(path)) as file, openers.get(_compression(path), nullcontext)(file) as stream:
+        yield stream
 
 
-def _read(stream: IO[bytes], path: Path, kind: str, field: str) -> Iterator[str]:
+def _compression(path: str | Path) -> str:
+    return next((each for each in _COMPRESSIONS if str(path).lower().endswith(each)), "")
+
+
+def _read(stream: IO[bytes], path: str, kind: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     if kind == ".jsonl":
-        return _json_lines(stream, path, field)
+        return _json_lines(stream, path, fields)
     if kind == ".json":
-        return _json_list(stream, path, field)
+        return _json_list(stream, path, fields)
     if kind == ".parquet":
-        return _parquet(stream, path, field)
-    return _blocks(_decoded(stream, path), DOCUMENT_CHARACTERS)
+        return _parquet(stream, path, fields)
+    return ((block,) for block in _blocks(_decoded(stream, path), DOCUMENT_CHARACTERS))
 
 
-def _not_utf8(path: Path, offset: int) -> UserError:
-    place = f"byte {offset} of its decompressed content" if path.suffix.lower() in _COMPRESSIONS else f"byte {offset}"
+def _not_utf8(path: str, offset: int) -> UserError:
+    place = f"byte {offset} of its decompressed content" if _compression(path) else f"byte {offset}"
     return UserError(
         f"{path} is not UTF-8 text at {place}; convert it, for example with "
         "`iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW` (or -f UTF-16), and use the result"
     )
 
 
-def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
+def _decoded(stream: IO[bytes], path: str) -> Iterator[str]:
     """Text in chunks, without a byte order mark and with every line end as one newline character."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -132,7 +153,7 @@ def _cut(text: str, start: int, end: int) -> int:
     return end
 
 
-def _json_lines(stream: IO[bytes], path: Path, field: str) -> Iterator[str]:
+def _json_lines(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     offset = 0
     for number, line in enumerate(stream, start=1):
         try:
@@ -146,10 +167,10 @@ def _json_lines(stream: IO[bytes], path: Path, field: str) -> Iterator[str]:
             value = json.loads(text)
         except ValueError as error:
             raise UserError(f"line {number} of {path} is not JSON ({error}); correct or remove that line") from error
-        yield _field(value, field, f"line {number} of {path}")
+        yield _fields(value, fields, f"line {number} of {path}")
 
 
-def _json_list(stream: IO[bytes], path: Path, field: str) -> Iterator[str]:
+def _json_list(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     text = "".join(_decoded(stream, path))
     if not text.strip():
         return
@@ -161,32 +182,33 @@ def _json_list(stream: IO[bytes], path: Path, field: str) -> Iterator[str]:
     if not isinstance(values, list):
         raise UserError(f"{path} holds one {type(values).__name__}, not a list; put the documents in a JSON list")
     for number, value in enumerate(values, start=1):
-        yield _field(value, field, f"entry {number} of {path}")
+        yield _fields(value, fields, f"entry {number} of {path}")
 
 
-def _parquet(stream: IO[bytes], path: Path, field: str) -> Iterator[str]:
-    source = io.BytesIO(stream.read()) if path.suffix.lower() in _COMPRESSIONS else stream
+def _parquet(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    source = io.BytesIO(stream.read()) if _compression(path) else stream
     try:
         file = pyarrow.parquet.ParquetFile(source)
-        if field not in file.schema_arrow.names:
-            raise _no_field(str(path), field, file.schema_arrow.names)
+        for field in fields:
+            if field not in file.schema_arrow.names:
+                raise _no_field(str(path), field, file.schema_arrow.names)
         number = 0
-        for batch in file.iter_batches(columns=[field], batch_size=1024):
-            for value in batch.column(0).to_pylist():
+        for batch in file.iter_batches(columns=list(fields), batch_size=1024):
+            for values in zip(*(batch.column(field).to_pylist() for field in fields), strict=True):
                 number += 1
-                yield _text(value, field, f"row {number} of {path}")
+                yield _text(values[0], fields[0], f"row {number} of {path}"), *values[1:]
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}); fetch or write it again") from error
 
 
-def _field(value: Any, field: str, place: str) -> str:
+def _fields(value: Any, fields: Sequence[str], place: str) -> tuple[Any, ...]:
     if not isinstance(value, dict):
-        raise UserError(
-            f'{place} is not an object but {json.dumps(value, ensure_ascii=False)[:40]}; write {{"{field}": "..."}}'
-        )
-    if field not in value:
-        raise _no_field(place, field, list(value))
-    return _text(value[field], field, place)
+        shown = json.dumps(value, ensure_ascii=False)[:40]
+        raise UserError(f'{place} is not an object but {shown}; write {{"{fields[0]}": "..."}}')
+    for field in fields:
+        if field not in value:
+            raise _no_field(place, field, list(value))
+    return _text(value[fields[0]], fields[0], place), *(value[field] for field in fields[1:])
 
 
 def _text(value: Any, field: str, place: str) -> str:

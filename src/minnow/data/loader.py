@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from minnow.data.order import Mixture, Permutation
-from minnow.data.rows import Batch, Rows
+from minnow.data.rows import Batch, Rows, take
 from minnow.errors import UserError
 
 
@@ -84,25 +83,17 @@ class Loader:
         if last - first < world:
             raise UserError(f"a batch of {last - first} rows cannot be shared by {world} ranks; use more rows")
         numbers = self._order(first, last)
-        return self.take(numbers[rank * len(numbers) // world : (rank + 1) * len(numbers) // world])
+        return take(self, numbers[rank * len(numbers) // world : (rank + 1) * len(numbers) // world])
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def take(self, rows: NDArray[np.int64]) -> Batch:
-        """Corpus rows by number, counted through all sources; a loader is its corpus's :class:`Rows`."""
+    def fill(self, rows: NDArray[np.int64], batch: Batch, places: NDArray[np.int64]) -> None:
+        """Write corpus rows by number, counted through all sources; a loader is its corpus's :class:`Rows`."""
         owners = np.searchsorted(self._first, rows, side="right") - 1
-        found = np.unique(owners)
-        if len(found) == 1:
-            batch = self.sources[found[0]].rows.take(rows - self._first[found[0]])
-        else:
-            batch = Batch(*(torch.empty((len(rows), self.length), dtype=torch.int64) for _ in range(3)))
-            for owner in found:
-                places = np.flatnonzero(owners == owner)
-                part, to = self.sources[owner].rows.take(rows[places] - self._first[owner]), torch.from_numpy(places)
-                batch.tokens[to], batch.targets[to], batch.documents[to] = part.tokens, part.targets, part.documents
-        batch.rows = torch.from_numpy(rows)
-        return batch
+        for owner in np.unique(owners):
+            here = owners == owner
+            self.sources[owner].rows.fill(rows[here] - self._first[owner], batch, places[here])
 
     def epochs(self, step: int) -> float:
         """How many times the corpus, all sources together, has been read before ``step``."""

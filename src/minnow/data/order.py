@@ -22,6 +22,12 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values ^ (values >> np.uint64(31))) >> np.uint64(32)
 
 
+def chances(places: NDArray[np.int64], *key: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 (exclusive) for each place, the same whenever it is asked for with this key."""
+    first = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return _mixed(places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + first) / float(1 << 32)
+
+
 class Permutation:
     """A keyed permutation of ``range(size)`` whose value at any position is found alone.
 
@@ -49,6 +55,17 @@ class Permutation:
             left = (left + _mixed(right + first)) % self._a
             right = (right + _mixed(left + second)) % self._b
         return left * self._b + right
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise UserError where a weight is not above 0, or they do not add up to 1."""
+    if min(weights) <= 0:
+        raise UserError(f"a weight of the mixture is {min(weights):g}; every weight is above 0, or the source left out")
+    if abs(sum(weights) - 1) > 1e-6:
+        scaled = ", ".join(f"{weight / sum(weights):.4g}" for weight in weights)
+        raise UserError(
+            f"the mixture's weights add up to {sum(weights):.6g}, not 1; in the same proportion they are {scaled}"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,15 +98,7 @@ class Mixture:
     """
 
     def __init__(self, weights: Sequence[float], limits: Sequence[int | None]) -> None:
-        if min(weights) <= 0:
-            raise UserError(
-                f"a weight of the mixture is {min(weights):g}; every weight is above 0, or the source left out"
-            )
-        if abs(sum(weights) - 1) > 1e-6:
-            scaled = ", ".join(f"{weight / sum(weights):.4g}" for weight in weights)
-            raise UserError(
-                f"the mixture's weights add up to {sum(weights):.6g}, not 1; in the same proportion they are {scaled}"
-            )
+        check_weights(weights)
         self.size: int | None = None
         """Slots until every source has given its limit; None without an end."""
         self.dry: dict[int, int] = {}

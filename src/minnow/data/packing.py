@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from minnow.data.rows import IGNORED, Batch
-from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.files import read_json, whole_folder, write_json
 
-_ARRAYS = ("tokens", "targets", "documents")
-_TEXTS_AT_ONCE = 1024
 _MOST_DOCUMENTS = np.iinfo(np.int16).max
 
 
@@ -43,70 +36,11 @@ class Packed:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, rows: NDArray[np.int64] | slice) -> Batch:
-        """The rows of these numbers, in this order."""
-        arrays = (self.tokens, self.targets, self.documents)
-        return Batch(*(torch.from_numpy(array[rows].astype(np.int64)) for array in arrays))
-
-    def save(self, folder: Path, tokenizer_digest: str) -> None:
-        """Write the arrays and a manifest; the folder appears whole or not at all.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written.
-        """
-        with whole_folder(Path(folder)) as temporary:
-            for name in _ARRAYS:
-                np.save(temporary / f"{name}.npy", getattr(self, name))
-            checksums = {name: _checksum(temporary / f"{name}.npy") for name in _ARRAYS}
-            rows, length = self.tokens.shape
-            manifest = {"rows": rows, "length": length, "tokenizer": tokenizer_digest, "sha256": checksums}
-            write_json(temporary / "manifest.json", manifest)
-
-    @classmethod
-    def load(cls, folder: Path, tokenizer_digest: str) -> Packed:
-        """Open a saved folder memory-mapped, read-only; every file is checked against the manifest first.
-
-        Raises:
-            UserError: a file is missing or damaged, or the rows were made with another tokenizer.
-        """
-        folder = Path(folder)
-        manifest = read_json(folder / "manifest.json")
-        if manifest["tokenizer"] != tokenizer_digest:
-            raise UserError(
-                f"{folder} was packed with another tokenizer (digest {manifest['tokenizer'][:12]}, not "
-                f"{tokenizer_digest[:12]}); use that tokenizer or pack the corpus again"
-            )
-        for name, checksum in manifest["sha256"].items():
-            file = folder / f"{name}.npy"
-            if not file.is_file() or _checksum(file) != checksum:
-                raise UserError(f"{file} is missing or damaged; delete {folder} and pack the corpus again")
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def tokenize_documents(texts: Iterable[str], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    """One int32 array per text: ``<|startoftext|>``, the text, ``<|im_end|>``; special tokens in it stay text."""
-    sequences: list[NDArray[np.int32]] = []
-    waiting: list[str] = []
-    waiting_characters = 0
-
-    def flush() -> None:
-        for ids in tokenizer.encode_batch(waiting):
-            sequences.append(np.array([*tokenizer.begin, *ids, tokenizer.eos_id], dtype=np.int32))
-        waiting.clear()
-
-    for text in texts:
-        waiting.append(text)
-        waiting_characters += len(text)
-        if len(waiting) == _TEXTS_AT_ONCE or waiting_characters > 1 << 22:
-            flush()
-            waiting_characters = 0
-    flush()
-    return sequences
+    def fill(self, rows: NDArray[np.int64], batch: Batch, places: NDArray[np.int64]) -> None:
+        """Write the rows of these numbers into the rows ``places`` of a batch."""
+        pairs = ((batch.tokens, self.tokens), (batch.targets, self.targets), (batch.documents, self.documents))
+        for values, array in pairs:
+            values.numpy()[places] = array[rows]
 
 
 def pack(
@@ -149,9 +83,9 @@ def pack(
     wanted[np.cumsum(lengths) - lengths] = False  # the first token of a document is nobody's next token
     targets[:-1][wanted[1:]] = tokens[1:][wanted[1:]]
 
-    lengths = _split_lengths(lengths, length)
+    lengths = split_lengths(lengths, length)
     starts = np.cumsum(lengths) - lengths
-    row, offset, number = _best_fit(lengths, length)
+    row, offset, number = best_fit(lengths, length)
     rows = int(row.max()) + 1
     to = np.arange(tokens.size) + np.repeat(row * length + offset - starts, lengths)
     packed = Packed(
@@ -165,7 +99,7 @@ def pack(
     return packed
 
 
-def _split_lengths(lengths: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+def split_lengths(lengths: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Lengths of the pieces in order: full rows, then the rest."""
     count = -(-lengths // length)
     pieces = np.full(int(count.sum()), length)
@@ -174,9 +108,7 @@ def _split_lengths(lengths: NDArray[np.int64], length: int) -> NDArray[np.int64]
     return pieces
 
 
-def _best_fit(
-    lengths: NDArray[np.int64], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int16]]:
+def best_fit(lengths: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int16]]:
     """Row, offset in the row and number (from 1) of every piece, by best fit decreasing."""
     row = np.empty(lengths.size, np.int64)
     offset = np.empty(lengths.size, np.int64)

@@ -21,7 +21,7 @@ class Batch:
         tokens: ids; padding holds the pad id.
         targets: the next id of the same document, -100 where nothing is trained.
         documents: 0 is padding, 1, 2, … number the documents within a row.
-        rows: ``[rows]`` the corpus rows these are, numbered through all sources; None where no loader made the batch.
+        rows: ``[rows]`` the corpus rows these are, numbered through all sources; None where the batch is of no corpus.
     """
 
     tokens: torch.Tensor
@@ -38,6 +38,14 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: NDArray[np.int64]) -> Batch:
-        """The rows of these numbers, in this order."""
+    def fill(self, rows: NDArray[np.int64], batch: Batch, places: NDArray[np.int64]) -> None:
+        """Write the rows of these numbers into the rows ``places`` of a batch."""
         ...
+
+
+def take(corpus: Rows, rows: NDArray[np.int64]) -> Batch:
+    """The rows of these numbers, in this order."""
+    batch = Batch(*(torch.empty((len(rows), corpus.length), dtype=torch.int64) for _ in range(3)))
+    corpus.fill(rows, batch, np.arange(len(rows)))
+    batch.rows = torch.from_numpy(rows)
+    return batch

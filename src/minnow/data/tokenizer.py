@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from minnow.data.chat import BOS, CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, START, turns
+from minnow.data.chat import BOS, CHAT_TEMPLATE, END, FILL_IN, PAD, SPECIAL_TOKENS, START, turns
 from minnow.errors import UserError
 from minnow.files import whole_file, write_json
 
@@ -67,6 +67,14 @@ class Tokenizer:
         self._plain.encode_special_tokens = True
         self._trusted = tokenizers.Tokenizer.from_str(self._serialised)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The library's own pickling forgets whether special tokens are recognised.
+        return {name: value for name, value in vars(self).items() if name not in ("_plain", "_trusted")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._wrap(tokenizers.Tokenizer.from_str(self._serialised))
+
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Read the tokenizer of a checkpoint folder: one with LFM2's special tokens, or of any other family
@@ -94,6 +102,21 @@ class Tokenizer:
     def begin(self) -> list[int]:
         """The ids that come before bare text."""
         return [] if self.bos_id is None else [self.bos_id]
+
+    @property
+    def fill_in_ids(self) -> list[int]:
+        """The tokens before the prefix, the middle and the suffix of a document to fill in.
+
+        Raises:
+            UserError: the vocabulary has none.
+        """
+        for names in FILL_IN:
+            ids = [found for name in names if (found := self._trusted.token_to_id(name)) is not None]
+            if len(ids) == len(names):
+                return ids
+        raise UserError(
+            f"the tokenizer has no tokens to fill in the middle with ({', '.join(FILL_IN[0])}); leave that out"
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``; transformers opens them.

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from minnow.data.packing import Packed, pack
+from minnow.data.rows import take
 from minnow.data.tokenizer import Tokenizer
 from minnow.model.language_model import LanguageModel
 from minnow.train.objectives import next_token
@@ -31,7 +32,7 @@ def held_out_loss(model: LanguageModel, packed: Packed, words: Tokenizer) -> dic
     """Mean loss in nats per token, and bits per byte of the text the targets spell (end tokens spell none)."""
     total, count = 0.0, 0.0
     for start in range(0, len(packed.tokens), ROWS_AT_ONCE):
-        loss = next_token(model, packed.take(slice(start, start + ROWS_AT_ONCE)))
+        loss = next_token(model, take(packed, np.arange(start, min(start + ROWS_AT_ONCE, len(packed)))))
         total, count = total + float(loss.total), count + loss.weight
     size = sum(len(words.decode(row[row >= 0]).encode()) for row in packed.targets)
     return {"held_out_loss": total / max(1.0, count), "bits_per_byte": total / math.log(2) / max(1, size)}

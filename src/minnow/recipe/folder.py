@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minnow.data.corpus import MANIFEST
+from minnow.data.store import expand, is_url
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
 from minnow.recipe.mapping import to_plain
@@ -47,6 +49,26 @@ def hash_file(path: Path) -> str:
     return _hash_file(path, stat.st_size, stat.st_mtime_ns)
 
 
+def hash_source(path: str) -> str | None:
+    """SHA-256 of what a source of text holds; None for a URL, which is known by its address."""
+    if is_url(path):
+        return None
+    manifest = Path(path) / MANIFEST
+    if manifest.is_file():  # names the checksums of all shards
+        return hash_file(manifest)
+    files = [hash_file(Path(file)) for file in expand(path)]
+    return files[0] if len(files) == 1 else _digest(files)
+
+
+def _without(mapping: Mapping[str, Any], dotted: Collection[str], path: str = "") -> dict[str, Any]:
+    """A copy of nested mappings without the keys that ``dotted`` names."""
+    return {
+        key: _without(value, dotted, f"{path}{key}.") if isinstance(value, Mapping) else value
+        for key, value in mapping.items()
+        if f"{path}{key}" not in dotted
+    }
+
+
 def stage_seed(recipe_seed: int, stage: str) -> int:
     """A seed for one stage, below 2**31: other stages and other recipe seeds get unrelated ones."""
     return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{stage}".encode()).digest()[:4], "big") >> 1
@@ -71,13 +93,11 @@ def stage_inputs(
         top, _, below = part.partition(".")
         used[part] = (whole[top] or {}).get(below) if below else whole[top]
     files: dict[str, str] = {}
-    path = recipe.data.path
-    if path is not None and {"data", "data.path"} & set(kind.uses):
-        # What the file holds counts, not where it lies.
-        files["data.path"] = hash_file(path)
-        used.pop("data.path", None)
-        if "data" in used:
-            used["data"] = {key: value for key, value in used["data"].items() if key != "path"}
+    if "data" in used:
+        # What files hold counts, not where they lie.
+        contents = {key: hash_source(path) for key, path in recipe.data.paths().items()}
+        files = {key: content for key, content in contents.items() if content is not None}
+        used["data"] = _without(used["data"], {key.removeprefix("data.") for key in files})
     if recipe.data.kind == "prompts" and "data" in used:
         from minnow.recipe.stages.prompts import given_prompts
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from minnow.data.order import check_weights
+from minnow.data.store import is_url
+from minnow.data.tokenizing import FillInTheMiddle
 from minnow.errors import UserError
 from minnow.model.config import (
     Attention,
@@ -30,33 +35,84 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
+class SourceSettings:
+    """One part of a text mixture.
+
+    Attributes:
+        path: a file, a pattern of files or a URL that :func:`minnow.data.read_documents` reads, or the folder or URL of a
+            corpus that ``minnow data tokenize`` wrote.
+        weight: share of the rows of training, if the stage does not name its own.
+        epochs: the most passes over it in one stage; none for no limit.
+        text_field: the field of each JSON or Parquet row that holds the text.
+        difficulty_field: the field that holds a number, how hard the document is.
+        easy_to_hard: read the documents in that order; of a tokenised corpus too, if it was tokenised with difficulties.
+        fill_in: share of the documents that are rearranged to be filled in the middle.
+    """
+
+    path: str
+    weight: float = 1.0
+    epochs: float | None = None
+    text_field: str = "text"
+    difficulty_field: str | None = None
+    easy_to_hard: bool = False
+    fill_in: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs is {self.epochs:g}; use a number above 0, or leave it out for no limit")
+        FillInTheMiddle(self.fill_in)
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Where the text comes from.
 
     Attributes:
-        kind: ``pocket`` for the generated pocket world, ``text`` for documents in ``path``, ``prompts`` for a checkpoint
-            that is there already and is post-trained on prompts.
-        path: a file that :func:`minnow.data.read_documents` reads, relative to the current folder.
-        text_field: the field of each JSON or Parquet row that holds the text.
+        kind: ``pocket`` for the generated pocket world, ``text`` for documents in ``path`` or ``sources``, ``prompts`` for
+            a checkpoint that is there already and is post-trained on prompts.
+        path: the path of a single source.
+        text_field: of that source.
+        sources: a mixture, by name; its weights add up to 1.
         entities: size of the pocket world's encyclopaedia.
         prompts: built-in sets (a key of :data:`minnow.evaluate.prompts.SETS`), files of prompts
             (:func:`minnow.evaluate.prompts.read_prompts`) and task files, any number of them; ``count`` of each set.
     """
 
     kind: Literal["pocket", "text", "prompts"] = "pocket"
-    path: Path | None = None
+    path: str | None = None
     text_field: str = "text"
+    sources: dict[str, SourceSettings] = field(default_factory=dict)
     entities: int = 6000
     prompts: tuple[str, ...] = ()
     count: int = 200
 
     def __post_init__(self) -> None:
-        if self.kind == "text" and self.path is None:
-            raise UserError("kind text reads a file; name it with data.path in the recipe or --set data.path=FILE")
         if self.kind == "prompts" and not self.prompts:
             raise UserError(
                 "kind prompts draws from sets and files; name some with data.prompts in the recipe or --set data.prompts=[FILE]"
             )
+        if self.kind != "text":
+            return
+        if self.path is None and not self.sources:
+            raise UserError(
+                "kind text reads a file; name it with data.path in the recipe or --set data.path=FILE, or list sources"
+            )
+        if self.path is not None and self.sources:
+            raise UserError("path and sources are both given; make the path one of the sources")
+        check_weights([source.weight for source in self.mixture.values()])
+
+    @property
+    def mixture(self) -> dict[str, SourceSettings]:
+        """The sources of text by name; empty for the pocket world."""
+        if self.kind != "text":
+            return {}
+        return self.sources or {"text": SourceSettings(str(self.path), text_field=self.text_field)}
+
+    def paths(self) -> dict[str, str]:
+        """The path of each source by its key in the recipe."""
+        if self.path is not None:
+            return {"data.path": os.path.expanduser(self.path)}
+        return {f"data.sources.{name}.path": os.path.expanduser(source.path) for name, source in self.sources.items()}
 
 
 @dataclass(frozen=True)
@@ -285,8 +341,9 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
         UserError: an unknown key or kind, a wrong type, or a stage that reads one which is not before it.
     """
     top = from_mapping(_Document, document)
-    if top.data.path is not None and not top.data.path.exists():
-        raise UserError(f"data.path: {top.data.path} does not exist; check the path or give another with --set")
+    for key, path in top.data.paths().items():
+        if not is_url(path) and not has_magic(path) and not Path(path).exists():
+            raise UserError(f"{key}: {path} does not exist; check the path or give another with --set")
     specs: dict[str, StageSpec] = {}
     for name, raw in top.stages.items():
         specs[name] = _parse_stage(name, raw, list(specs), list(top.stages), kinds)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from minnow.errors import UserError
@@ -76,7 +77,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
 
 def collect(recipe: Recipe) -> list[dict[str, Any]]:
     """The points of a finished sweep, also written as ``points.csv`` in its run folder, for `minnow scaling fit`."""
-    data = recipe.data.path.name if recipe.data.path is not None else recipe.data.kind
+    data = "+".join(Path(source.path).name for source in recipe.data.mixture.values()) or recipe.data.kind
     points: list[dict[str, Any]] = [
         {"dataset": data, **point}
         for settings in _rungs(recipe)

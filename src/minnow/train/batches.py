@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from minnow.data.loader import Loader
+from minnow.data.order import chances
 from minnow.data.rows import Batch
 from minnow.train.schedule import Ramp
 
@@ -35,16 +40,45 @@ class Prefetch:
         return made
 
 
+@dataclass(frozen=True)
+class InputDropout:
+    """Some of a row's input ids replaced by the padding's, which says nothing; what is to be predicted stays.
+
+    Which positions depends on the seed, the step and the row alone, so the same for any number of ranks.
+
+    Attributes:
+        share: of the positions, below 1.
+        seed: of a training.
+        pad_id: what stands there instead.
+    """
+
+    share: float
+    seed: int
+    pad_id: int
+
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """``batch``, which a loader made for ``step``, with its inputs dropped."""
+        if not self.share:
+            return batch
+        assert batch.rows is not None, "only a loader knows which rows these are"
+        length = batch.tokens.shape[1]
+        places = batch.rows.numpy()[:, None] * length + np.arange(length)
+        dropped = torch.from_numpy(chances(places, self.seed, step) < self.share)
+        return replace(batch, tokens=batch.tokens.masked_fill(dropped & (batch.documents > 0), self.pad_id))
+
+
 class RampedLoader:
     """A loader's rows in its order, fewer of them and cut shorter at first; without a ramp its very batches."""
 
-    def __init__(self, loader: Loader, ramp: Ramp) -> None:
-        self.loader, self.ramp = loader, ramp
+    def __init__(self, loader: Loader, ramp: Ramp, dropout: InputDropout | None = None) -> None:
+        self.loader, self.ramp, self.dropout = loader, ramp, dropout
         ramp.check(loader.rows, loader.length)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The batch of ``step`` (from 0), or a rank's slice of it: a pure function of the seed and the step."""
         batch = self.loader.read(self.rows_before(step), self.rows_before(step + 1), rank, world)
+        if self.dropout is not None:
+            batch = self.dropout(batch, step)
         pieces = self.ramp.divisors(step)[1]
         if pieces == 1:
             return batch

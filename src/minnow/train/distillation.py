@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from minnow.data.rows import Batch, Rows
+from minnow.data.rows import Batch, Rows, take
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
 from minnow.model import kernels
@@ -167,7 +167,7 @@ class TeacherCache:
             }
             for begin in range(0, count, rows):
                 part = np.arange(begin, min(begin + rows, count))
-                taught = ask(teacher, corpus.take(part), k)
+                taught = ask(teacher, take(corpus, part), k)
                 for name, file in files.items():
                     file[part] = getattr(taught, name).numpy()
                 bar.advance(len(part))

@@ -36,6 +36,8 @@ class DistilSettings(TextTrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.cached and self.input_dropout:
+            raise UserError("a live teacher would be shown the dropped inputs too; set cached: true or leave it out")
         if self.cached and self.ramp.steps:
             raise UserError(
                 "a ramp cuts rows that cached answers are kept for whole; set cached: false or leave it out"

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from minnow.data.loader import Loader
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.text import held_out_loss
@@ -59,6 +56,8 @@ class LadderSettings:
             raise UserError(f"decay is {self.text.training.decay:g}; a branch needs a share above 0 and up to 1")
         if self.text.ramp.steps:
             raise UserError("the runs of a ladder share a trunk of equal steps; leave ramp out")
+        if self.text.checkpoint is not None:
+            raise UserError("the runs of a ladder start from random weights; leave checkpoint out")
 
 
 @dataclass(frozen=True)
@@ -119,13 +118,11 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
     text = settings.text
     words = Tokenizer.load(context.output(text.tokenizer, CHECKPOINT))
     # One seed for all sizes: they read the same rows in the same order and are measured on the same ones.
-    packed, measured = text_rows(context, text, words, recipe.seed)
-    loader = Loader(packed, text.rows, recipe.seed)
-    unique = int(np.count_nonzero(packed.documents))
+    loader, unique, measured = text_rows(context, text, words, recipe.seed)
     config = model_config(replace(recipe, model=scaled(recipe.shape, settings.width)), words)
     parts = parameter_parts(config)
     size = sum(parts.values())
-    runs = branches(settings.ratios, size, text.rows * unique / len(packed.tokens), text.training.decay)
+    runs = branches(settings.ratios, size, text.rows * unique / len(loader.loader), text.training.decay)
     rate = peak_rate(recipe.shape, settings)
     warmup = text.training.warmup * runs[0].steps  # the same for all, as they share the trunk
 

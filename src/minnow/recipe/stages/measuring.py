@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minnow.agent import Limits, SearchIndex, run_agent, search_tool
-from minnow.data.packing import tokenize_documents
 from minnow.errors import UserError
 from minnow.evaluate.measure import answer, judge_rollouts, loops_of, measure_loops, score_tasks
 from minnow.evaluate.text import held_out_loss, held_out_rows
@@ -19,7 +18,8 @@ from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.prompts import prompts_of
-from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, training_text, world
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, world
+from minnow.recipe.stages.texts import held_out_documents
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -147,8 +147,7 @@ def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
     settings, started = context.settings, time.perf_counter()
     checkpoint = context.output(settings.checkpoint, CHECKPOINT)
     engine, model, words = engine_of(checkpoint)
-    _, held_out = training_text(context.recipe, 0)
-    sequences = tokenize_documents(held_out, words)
+    sequences = held_out_documents(context.recipe, words)
     numbers = held_out_loss(
         model, held_out_rows(sequences, words, settings.row_length, settings.rows, context.seed), words
     )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minnow.data.packing import tokenize_documents
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import TYPES, export_gguf
 from minnow.device.llama_engine import LlamaEngine
@@ -18,7 +17,8 @@ from minnow.files import read_json
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import every_earlier, stage, stage_input
 from minnow.recipe.report import build_report
-from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, task_examples, training_text
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, task_examples
+from minnow.recipe.stages.texts import held_out_documents
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def export(context: StageContext[ExportSettings]) -> dict[str, Any]:
         asked.sort(key=lambda e: int(e.id.rsplit("-", 1)[1]))  # every task among the first ones
         sequences = [words.conversation([*e.messages, *e.reference], e.tools)[0] for e in asked]
     else:
-        sequences = [ids.tolist() for ids in tokenize_documents(training_text(context.recipe, 0)[1], words)]
+        sequences = [ids.tolist() for ids in held_out_documents(context.recipe, words)]
     sequences = _first_positions(sequences, settings.positions)
     examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples) if pocket else []
     files = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
-from minnow.data.documents import read_documents
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.model.checkpoint import load_checkpoint
@@ -22,9 +20,6 @@ from minnow.train.precision import compute_dtype
 
 CHECKPOINT = "checkpoint"
 """The folder, below a stage's own, that holds the checkpoint it made."""
-
-HELD_OUT_EVERY = 20
-"""Of a text corpus one document in so many is held out."""
 
 
 @lru_cache(maxsize=1)
@@ -41,33 +36,6 @@ def world(recipe: Recipe) -> PocketWorld:
     if recipe.data.kind != "pocket":
         raise UserError(f"data.kind is {recipe.data.kind!r}, but this stage needs the tasks of data.kind: pocket")
     return _world(recipe.seed, recipe.data.entities)
-
-
-def training_text(recipe: Recipe, documents: int) -> tuple[Iterator[str], list[str]]:
-    """Documents to train on, and held-out ones.
-
-    Of the pocket world the first ``documents`` and 200 more; of a text corpus every :data:`HELD_OUT_EVERY`-th document
-    or, where there are fewer, as much of the text from its end.
-    """
-    if recipe.data.kind == "pocket":
-        stream = iter(world(recipe).documents(documents + 200))
-        training = list(islice(stream, documents))
-        return iter(training), list(stream)
-    held_out: list[str] = []
-    training = []
-    for i, text in enumerate(_text_documents(recipe)):
-        (held_out if i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training).append(text)
-    if not held_out:
-        last = training.pop()
-        end = len(last) - min(len(last) // 2, sum(map(len, [*training, last])) // HELD_OUT_EVERY)
-        training.append(last[:end])
-        held_out.append(last[end:])
-    return iter(training), held_out
-
-
-def _text_documents(recipe: Recipe) -> Iterator[str]:
-    assert recipe.data.path is not None, "the schema asks for a path"
-    return read_documents(recipe.data.path, recipe.data.text_field)
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:

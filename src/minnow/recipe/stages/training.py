@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from minnow.data.corpus_rows import Packing
 from minnow.data.loader import Loader
-from minnow.data.packing import Packed, pack, tokenize_documents
+from minnow.data.packing import Packed, pack
 from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.errors import UserError
@@ -25,9 +26,10 @@ from minnow.posttrain.merge import soup
 from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples, training_text
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples
+from minnow.recipe.stages.texts import held_out_documents, say_what_runs_dry, text_loader, training_texts
 from minnow.tasks import Example
-from minnow.train.batches import Prefetch, RampedLoader
+from minnow.train.batches import InputDropout, Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.lora import LoraOptimizer
 from minnow.train.milestones import newest, write_checkpoint
@@ -42,25 +44,41 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class TokenizerSettings:
+    """Where the tokenizer comes from.
+
+    Attributes:
+        documents: generated documents (pocket world); a text corpus is read whole.
+        path: folder of a finished tokenizer to be taken instead of training one.
+    """
+
     documents: int = 4000
+    path: Path | None = None
 
 
 @stage("tokenizer", TokenizerSettings, uses=("seed", "data", "model.vocab_size"))
 def tokenizer(context: StageContext[TokenizerSettings]) -> dict[str, Any]:
-    """Train the tokenizer on the recipe's text."""
-    texts, held_out = training_text(context.recipe, context.settings.documents)
-    made = train_tokenizer(texts, context.recipe.shape.vocab_size)
+    """Train the tokenizer on the recipe's text, or take a finished one."""
+    settings = context.settings
+    if settings.path is None:
+        made = train_tokenizer(training_texts(context.recipe, settings.documents), context.recipe.shape.vocab_size)
+    else:
+        made = Tokenizer.load(settings.path)
     made.save(context.folder / CHECKPOINT)
-    ids = made.encode_batch(held_out)
-    size = sum(len(text.encode()) for text in held_out)
-    return {"vocab_size": made.vocab_size, "bytes_per_token": size / max(1, sum(map(len, ids)))}
+    held_out = held_out_documents(context.recipe, made, settings.documents)
+    size = sum(len(made.decode(ids).encode()) for ids in held_out)
+    spelled = sum(len(ids) - len(made.begin) - 1 for ids in held_out)
+    return {"vocab_size": made.vocab_size, "bytes_per_token": size / max(1, spelled)}
 
 
 @dataclass(frozen=True)
 class TextTrainingSettings:
-    """Pre-training: what is read and for how long.
+    """Pre-training, and mid-training from an earlier stage's checkpoint: what is read and for how long.
 
     Attributes:
+        checkpoint: an earlier stage whose model and tokenizer training starts from; none for random weights.
+        mixture: weights of the recipe's sources in this stage, in place of their own; a source without one is left out.
+        packing: ``best-fit`` keeps documents whole where they fit; ``cut`` takes tokens as they come, without a table.
+        input_dropout: share of the input tokens that the model is not shown.
         documents: generated documents (pocket world); a text corpus is read whole.
         row_length: tokens in a packed row.
         rows: rows per step.
@@ -69,6 +87,10 @@ class TextTrainingSettings:
     """
 
     tokenizer: str = stage_input("tokenizer")
+    checkpoint: str | None = stage_input(None)
+    mixture: dict[str, float] = field(default_factory=dict)
+    packing: Packing = "best-fit"
+    input_dropout: float = 0.0
     documents: int = 20_000
     row_length: int = 256
     rows: int = 32
@@ -80,8 +102,12 @@ class TextTrainingSettings:
     def __post_init__(self) -> None:
         _check_batch(self.row_length, self.rows)
         self.ramp.check(self.rows, self.row_length)
-        if self.training.lora:
-            raise UserError("lora adapts a checkpoint, and pre-training begins without one; leave it out here")
+        if self.training.lora and self.checkpoint is None:
+            raise UserError(
+                "lora adapts a checkpoint, and this stage begins without one; leave it out, or name a checkpoint"
+            )
+        if not 0 <= self.input_dropout < 1:
+            raise UserError(f"input_dropout is {self.input_dropout:g}; use a share from 0 to below 1")
 
 
 def _check_batch(row_length: int, rows: int) -> None:
@@ -167,45 +193,43 @@ def save_trained(
 
 def text_rows(
     context: StageContext[Any], settings: TextTrainingSettings, words: Tokenizer, seed: int
-) -> tuple[Packed, Packed]:
-    """The recipe's text as packed rows to train on, kept in the stage's state, and held-out rows drawn by ``seed``."""
-    corpus = context.state / "corpus"
-    texts, held_out = training_text(context.recipe, settings.documents)
-    if not corpus.exists():
-        rows = pack(((ids, None) for ids in tokenize_documents(texts, words)), settings.row_length, words.pad_id)
-        rows.save(corpus, words.digest)
-    measured = held_out_rows(
-        tokenize_documents(held_out, words), words, settings.row_length, settings.held_out_rows, seed
-    )
-    return Packed.load(corpus, words.digest), measured
+) -> tuple[RampedLoader, int, Packed]:
+    """What a stage reads of the recipe's text in an order of ``seed``, the tokens there are, and held-out rows."""
+    loader, tokens = text_loader(context, settings, words, seed)
+    ramped = RampedLoader(loader, settings.ramp, InputDropout(settings.input_dropout, seed, words.pad_id))
+    held_out = held_out_documents(context.recipe, words, settings.documents)
+    return ramped, tokens, held_out_rows(held_out, words, settings.row_length, settings.held_out_rows, seed)
 
 
 @stage("pretrain", TextTrainingSettings, version=2)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
-    """Next-token training from random weights."""
+    """Next-token training from random weights or an earlier stage's."""
     return train_on_text(context, next_token, lambda loader: lambda batch: batch)
 
 
 def train_on_text(
     context: StageContext[Any], objective: Objective, prepare: Callable[[Loader], Callable[[Batch], Batch]]
 ) -> dict[str, Any]:
-    """Train a new model on the recipe's text, measuring on held-out rows.
+    """Train a new model, or an earlier stage's, on the recipe's text, measuring on held-out rows.
 
     Args:
         prepare: from the loader to what makes ``objective``'s batch of one of its batches.
     """
     settings: TextTrainingSettings = context.settings
-    words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
-    packed, measured = text_rows(context, settings, words, context.seed)
-    loader = Loader(packed, settings.rows, context.seed)
-    ramped = RampedLoader(loader, settings.ramp)
-    model = Backbone(model_config(context.recipe, words))
-    model.initialise(context.seed)
-    made = prepare(loader)
+    model: LanguageModel
+    if settings.checkpoint is None:
+        words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
+        model = Backbone(model_config(context.recipe, words))
+        model.initialise(context.seed)
+    else:
+        model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
+    loader, tokens, measured = text_rows(context, settings, words, context.seed)
+    say_what_runs_dry(loader.loader, loader.rows_before(settings.training.steps), context.name)
+    made = prepare(loader.loader)
     trainer = Trainer(
         model,
         objective,
-        Prefetch(lambda step: [made(ramped.batch(step))]),
+        Prefetch(lambda step: [made(loader.batch(step))]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
@@ -221,8 +245,12 @@ def train_on_text(
     if len(measured.tokens) and (settings.training.optimizer.ema or settings.training.checkpoints.average):
         averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
         trainer.notes.update(held_out_loss(averaged, measured, words))
-    unique = int(np.count_nonzero(packed.documents))
-    return result | {"corpus_tokens": unique, "epochs": ramped.epochs(trainer.done_steps), **trainer.notes}
+    read = {
+        "corpus_tokens": tokens,
+        "epochs": loader.epochs(trainer.done_steps),
+        "sources": loader.loader.passes(loader.rows_before(trainer.done_steps)),
+    }
+    return result | read | trainer.notes
 
 
 @dataclass(frozen=True)
