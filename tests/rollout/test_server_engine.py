@@ -43,7 +43,11 @@ def test_answers_come_with_their_prompts_whatever_the_order() -> None:
         time.sleep(0.1 if said == "first" else 0)
         return spoken(f"to {said}: é😀", "length" if said == "third" else "stop", tokens=7)
 
-    prompts = [prompt("first", tools=[{"type": "function"}]), prompt("second"), prompt("third", raw=True)]
+    prompts = [
+        prompt("first", tools=[{"type": "function"}, {"name": "a.b", "parameters": {}}]),
+        prompt("second"),
+        prompt("third", raw=True),
+    ]
     samplings = [Sampling(0.5, 9, seed=3, stop_on_loop=False), GREEDY, GREEDY]
     with bad_server(reply) as server:
         came = dict(engine(server).answers(prompts, samplings))
@@ -57,7 +61,10 @@ def test_answers_come_with_their_prompts_whatever_the_order() -> None:
     # What was asked for, on the way the server expects it.
     sent = {said_to(body): (body, path) for body, path in zip(server.bodies, server.paths, strict=True)}
     first, path = sent["first"]
-    assert path == "/v1/chat/completions" and first["tools"] == [{"type": "function"}]
+    assert path == "/v1/chat/completions" and first["tools"] == [
+        {"type": "function"},
+        {"type": "function", "function": {"name": "a_b", "parameters": {}}},
+    ]
     assert (first["model"], first["temperature"], first["max_tokens"], first["seed"]) == ("tiny", 0.5, 9, 3)
     third, path = sent["third"]
     assert path == "/v1/completions" and third["prompt"] == "third" and "messages" not in third

@@ -1,10 +1,10 @@
 """The model with tools: calls in LFM2's form, search, a calculator, the loop around them, and chat."""
 
-from minnow.agent.calls import Call, CallError, parse_calls, render_call, render_calls
 from minnow.agent.chat import ChatSession, chat
 from minnow.agent.index import Hit, SearchIndex
 from minnow.agent.loop import Answered, Called, CallRecord, Event, Limits, Returned, Trace, run_agent
 from minnow.agent.tools import Tool, calculate, calculator_tool, search_tool
+from minnow.data.calls import Call, CallError, parse_calls, render_call, render_calls
 
 __all__ = [
     "Answered", "Call", "CallError", "CallRecord", "Called", "ChatSession", "Event", "Hit", "Limits", "Returned",

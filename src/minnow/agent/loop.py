@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from minnow.agent.calls import Call, CallError, parse_calls
 from minnow.agent.tools import Tool, call_tool
+from minnow.data.calls import Call, CallError, parse_calls
 from minnow.data.tokenizer import Tokenizer
 from minnow.rollout import Engine, Rollout, Sampling
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minnow.agent.calls import Call, CallError, check_name, parse_expression
 from minnow.agent.index import SearchIndex
+from minnow.data.calls import Call, CallError, check_name, parse_expression
 from minnow.errors import UserError
 from minnow.tasks.tools import CALCULATOR_SCHEMA, SEARCH_HITS, SEARCH_SCHEMA, format_hits
 

@@ -48,11 +48,11 @@ def evaluate(
         source: a checkpoint folder, a stage or run folder, a GGUF file, or the address of an OpenAI-compatible server
             such as http://localhost:8080/v1.
         tasks: names of tasks, task files, or both, with commas between them. A task made from published data takes its
-            file as NAME=FILE.
+            file as NAME=FILE, a path or hf://datasets/OWNER/NAME/PATH.
         n: the first n examples of each task; by default all of a file, 200 of a task that is drawn.
         temperature: 0 is greedy.
         max_new_tokens: the budget of one answer; by default each task's own. An answer cut there is wrong.
-        seed: of the sampling noise.
+        seed: of the sampling noise, and of tasks that are drawn.
         skip_bad_rows: leave out malformed rows of data, counted and named, instead of stopping at the first.
         out: keep every answer there, one file for each task; the same command goes on where a killed one was.
         model: the name a server knows its model by.
@@ -71,7 +71,7 @@ def evaluate(
     server = Server(model, concurrency, timeout, key_variable)
     with open_text_model(source, server, tokenizer, threads, max_new_tokens or _OPENING_TOKENS) as opened:
         world = None if opened.run is None else opened.run.world()
-        prepared = [_prepare(name, n, skip_bad_rows, world) for name in dict.fromkeys(named)]
+        prepared = [_prepare(name, n, skip_bad_rows, world, seed) for name in dict.fromkeys(named)]
         results = {}
         for task, examples, faults in prepared:
             if task.name in results:
@@ -85,11 +85,11 @@ def evaluate(
 
 
 def _prepare(
-    source: str, n: int | None, skip_bad_rows: bool, world: PocketWorld | None
+    source: str, n: int | None, skip_bad_rows: bool, world: PocketWorld | None, seed: int
 ) -> tuple[Task, list[Example], list[str]]:
     """A task with the examples to ask, and the rows left out; all tasks are read before the first answer."""
     faults = Faults(skip_bad_rows)
-    task = load_task(source, faults, world)
+    task = load_task(source, faults, world, seed)
     return task, task.examples("held_out", n), faults.found
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minnow.data.hub import local_file
 from minnow.data.table import Faults, Row
 from minnow.errors import UserError
 from minnow.recipe.mapping import from_mapping, nearest
 from minnow.recipe.schema import load_yaml
 from minnow.tasks import TASKS, Draft, Example, PocketWorld, Split, Task, drafts_of, file_task
+from minnow.tasks.builtin import BUILT_IN, built_in
 from minnow.tasks.task import refuse_leaks
 from minnow.tasks.types import SPLITS
 from minnow.tasks.verifiers import VERIFIERS, reference_text, verifier_of
@@ -105,21 +107,26 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     return given
 
 
-def load_task(source: str, faults: Faults | None = None, world: PocketWorld | None = None) -> Task:
-    """The task that ``source`` means: a name, or the path of a ``.yaml`` or ``.py`` file.
+def load_task(source: str, faults: Faults | None = None, world: PocketWorld | None = None, seed: int = 0) -> Task:
+    """The task that ``source`` means: a name, ``NAME=FILE`` with held-out data, or a ``.yaml`` or ``.py`` file.
 
     Args:
+        source: ``FILE`` is a path or ``hf://datasets/OWNER/NAME/PATH``, the only thing that is fetched.
         faults: what becomes of rows that cannot be used.
         world: of the run that a model belongs to; the pocket world's tasks come from it.
+        seed: of a built-in task that is drawn.
 
     Raises:
         UserError: there is no such task, or its file is wrong.
     """
+    name, _, file = source.partition("=")
     path = Path(source)
-    if path.suffix in FILES:
+    if name not in BUILT_IN and path.suffix in FILES:
         if not path.is_file():
             raise UserError(f"there is no task file {path}; check the path")
         return _python_task(path) if path.suffix == ".py" else _yaml_task(path, faults)
+    if name in BUILT_IN:
+        return built_in(name, {"held_out": local_file(file)} if file else {}, seed, faults)
     if source in TASKS:
         if world is None:
             raise UserError(
@@ -127,7 +134,7 @@ def load_task(source: str, faults: Faults | None = None, world: PocketWorld | No
                 "run folder"
             )
         return world.task(source)
-    raise UserError(f"there is no task {source!r}; {nearest(source, TASKS)}, or name a .yaml or .py file")
+    raise UserError(f"there is no task {name!r}; {nearest(name, [*BUILT_IN, *TASKS])}, or name a .yaml or .py file")
 
 
 def _yaml_task(path: Path, faults: Faults | None) -> Task:

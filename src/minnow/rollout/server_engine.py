@@ -163,7 +163,7 @@ class ServerEngine:
             path, body["prompt"] = "completions", prompt.messages[-1]["content"]
         else:
             path, body["messages"] = "chat/completions", prompt.messages
-            body |= {"tools": prompt.tools} if prompt.tools else {}
+            body |= {"tools": list(map(_function, prompt.tools))} if prompt.tools else {}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
         try:
@@ -225,6 +225,13 @@ class ServerEngine:
                 return
             heard = time.monotonic()
             yield _parsed(data)
+
+
+def _function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as OpenAI's API has it: under ``function``, without dots in its name."""
+    if tool.get("type") == "function":
+        return tool
+    return {"type": "function", "function": tool | {"name": tool["name"].replace(".", "_")}}
 
 
 def _host(url: str) -> str | None:

@@ -200,14 +200,24 @@ def drafts_of(parse: Callable[[Row], Iterable[Draft]]) -> Callable[[Path, Faults
     return read
 
 
+def beside(file: Path, ending: str, other: Path) -> Path | None:
+    """What belongs to a file of data: ``NAME<ending>`` with the file's own suffixes, or ``other``; None without either."""
+    compressed = file.suffix if file.suffix in (".gz", ".xz") else ""
+    plain = Path(file.name.removesuffix(compressed))
+    own = file.with_name(f"{plain.stem}{ending}{plain.suffix}{compressed}")
+    return next((each for each in (own, other) if each.is_file()), None)
+
+
 def refuse_leaks(name: str, splits: Mapping[Split, Sequence[Example]]) -> None:
     """Refuse a task with a prompt in both of its splits (case and spacing aside).
 
     Raises:
         UserError: naming the task, how many prompts there are and the first of them.
     """
-    trained = {_folded(each): each.id for each in splits.get("train", ())}
-    leaking = [(each.id, trained[key]) for each in splits.get("held_out", ()) if (key := _folded(each)) in trained]
+    if not (splits.get("train") and splits.get("held_out")):
+        return
+    trained = {_folded(each): each.id for each in splits["train"]}
+    leaking = [(each.id, trained[key]) for each in splits["held_out"] if (key := _folded(each)) in trained]
     if leaking:
         (held_out, train), count = leaking[0], len(leaking)
         raise UserError(

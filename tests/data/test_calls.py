@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minnow.agent import Call, CallError, parse_calls, render_call, render_calls
+from minnow.data.calls import MAX_CHARACTERS, Call, CallError, parse_any_calls, parse_calls, render_call, render_calls
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 arguments_names = names | st.sampled_from([*keyword.kwlist, "true", "null", "__debug__", "self"])
@@ -138,3 +138,53 @@ def test_what_has_no_form_is_refused(name: str, arguments: dict) -> None:
 def test_canonical_ignores_the_order_of_arguments() -> None:
     assert Call("f", {"a": 1, "b": [2]}).canonical == Call("f", {"b": [2], "a": 1}).canonical
     assert Call("f", {"a": 1}).canonical != Call("f", {"a": "1"}).canonical
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("No call.", []),
+        ('{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}', ["f", "g"]),
+        ('<|python_tag|>{"name": "f", "arguments": {}}', ["f"]),
+        ('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}]', ["f", "g"]),
+        ('<think>{"name": "f"}</think>Done.', []),
+        (
+            'Sure.\n<tool_call>{"name": "f", "arguments": {}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>',
+            ["f", "g"],
+        ),
+        ('<tool_call>{"name": "f", "arguments": {}}', ["f"]),
+        ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ["f"]),
+        ("<|tool_call_start|>[f(a=1)]<|tool_call_end|>", ["f"]),
+        ('<|tool_call_start|>[{"name": "f", "arguments": {"a": 1}}]<|tool_call_end|>', ["f"]),
+        ("[f(a=1), g.h(b=[2])]", ["f", "g.h"]),
+        ("[1, 2]", []),
+    ],
+)
+def test_other_forms_of_calls(text: str, names: list[str]) -> None:
+    assert [call.name for call in parse_any_calls(text)] == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"answer": 5}',
+        '{"name": 5, "parameters": {}}',
+        '{"name": "f", "parameters": [1]}',
+        '{"name": "f", "arguments": "{"}',
+        '{"name": "f"',
+        "{" * 9000,
+        '{"name": "f", "arguments": {"a": "' + "x" * MAX_CHARACTERS + '"}}',
+        "<tool_call></tool_call>",
+        "<tool_call>f(a=1)</tool_call>",
+        "[f(1)]",
+    ],
+)
+def test_calls_in_other_forms_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(CallError):
+        parse_any_calls(text)
+
+
+def test_the_agent_reads_one_form_only() -> None:
+    """A page can hold the marks of the others, and an assistant may quote it."""
+    assert parse_calls('<tool_call>{"name": "f", "arguments": {}}</tool_call>') == []
+    assert parse_calls('{"name": "f", "parameters": {}}') == []

@@ -1,7 +1,9 @@
-"""Tool calls in LFM2's Pythonic form: text in, calls out, and back again.
+"""Tool calls as text: LFM2's Pythonic form in and out, and the JSON forms of Hermes and Llama.
 
 A call turn reads ``<|tool_call_start|>[search(query="Velm"), calculator(expression="2+2")]<|tool_call_end|>``.
-Arguments are literals: they are parsed with :mod:`ast` and never evaluated.
+Arguments are literals: they are parsed with :mod:`ast` and never evaluated. LFM2 and LFM2.5 write the same calls; asked for
+JSON they put a list of it between the same tokens. Hermes (and Qwen) write ``<tool_call>{"name": …, "arguments":
+{…}}</tool_call>``, Llama 3 ``{"name": …, "parameters": {…}}`` after an optional ``<|python_tag|>``, with ``;`` between calls.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
+_HERMES_START, _HERMES_END = "<tool_call>", "</tool_call>"
 MAX_CHARACTERS = 10_000
 """Longest list of calls that is parsed; it also bounds the parser's recursion."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JSON_NAMES: dict[str, Any] = {"true": True, "false": False, "null": None}
 _LIST_OPENING = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+_JSON_GAP = re.compile(r"[\s;]*")
 _RESERVED_PREFIX = "reserved__"
 # A string literal, or a reserved word used as an argument's name. Strings are matched so that the words in them are not.
 _STRING_OR_RESERVED = re.compile(
@@ -73,6 +77,28 @@ def parse_calls(text: str) -> list[Call]:
     return calls
 
 
+def parse_any_calls(text: str) -> list[Call]:
+    """The calls of a whole answer in whichever form it has them; empty when there is none.
+
+    For scoring other people's models. The agent reads :func:`parse_calls` only: the marks of the other forms are plain
+    text that a page can hold.
+
+    Raises:
+        CallError: there is a call but it cannot be read.
+    """
+    if text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
+    if CALL_START in text or CALL_END in text:
+        return parse_calls(text)
+    if _HERMES_START in text:
+        bodies = [each.partition(_HERMES_END)[0] for each in text.split(_HERMES_START)[1:]]
+        return [call for body in bodies for call in _parse_json(body)]
+    body = text.strip().removeprefix("<|python_tag|>").strip()
+    if body.startswith(("{", "[{")):
+        return _parse_json(body)
+    return _parse_list(body) if _LIST_OPENING.match(body) else []
+
+
 def render_call(name: str, arguments: dict[str, Any]) -> str:
     """One call as the assistant writes it; :func:`parse_calls` gives it back unchanged.
 
@@ -82,8 +108,15 @@ def render_call(name: str, arguments: dict[str, Any]) -> str:
     return render_calls([Call(name, arguments)])
 
 
-def render_calls(calls: Sequence[Call]) -> str:
-    """Several calls as one list, between the two tokens; see :func:`render_call`."""
+def render_calls(calls: Sequence[Call], form: Literal["lfm", "hermes", "llama"] = "lfm") -> str:
+    """Several calls as one list, between the two tokens, or in another form; see :func:`render_call`."""
+    if form == "hermes":
+        written = [json.dumps({"name": each.name, "arguments": each.arguments}, ensure_ascii=False) for each in calls]
+        return "\n".join(f"{_HERMES_START}\n{each}\n{_HERMES_END}" for each in written)
+    if form == "llama":
+        return "; ".join(
+            json.dumps({"name": each.name, "parameters": each.arguments}, ensure_ascii=False) for each in calls
+        )
     return f"{CALL_START}[{', '.join(map(_render, calls))}]{CALL_END}"
 
 
@@ -141,8 +174,9 @@ def _parse_unopened(piece: str) -> list[Call]:
 
 def _parse_list(body: str) -> list[Call]:
     body = body.strip()
-    if len(body) > MAX_CHARACTERS:
-        raise CallError(f"the call is {len(body)} characters long; keep it below {MAX_CHARACTERS}.")
+    if body.startswith(("{", "[{")):
+        return _parse_json(body)
+    _check_length(body)
     try:
         tree = parse_expression(_STRING_OR_RESERVED.sub(_repair, body))
         nodes = tree.elts if isinstance(tree, (ast.List, ast.Tuple)) else [tree]
@@ -154,6 +188,37 @@ def _parse_list(body: str) -> list[Call]:
     if not calls:
         raise CallError('the list of calls is empty; write [tool(argument="value")], or answer.')
     return calls
+
+
+def _check_length(body: str) -> None:
+    if len(body) > MAX_CHARACTERS:
+        raise CallError(f"the call is {len(body)} characters long; keep it below {MAX_CHARACTERS}.")
+
+
+def _parse_json(body: str) -> list[Call]:
+    """JSON objects or a list of them, one after another with white space or ``;`` between."""
+    _check_length(body)
+    decoder, calls, at = json.JSONDecoder(), [], 0
+    try:
+        while (at := _JSON_GAP.match(body, at).end()) < len(body):  # type: ignore[union-attr]  # it matches nothing too
+            value, at = decoder.raw_decode(body, at)
+            calls += [_json_call(each) for each in (value if isinstance(value, list) else [value])]
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CallError):
+            raise
+        raise CallError('the call is not JSON; write {"name": "tool", "arguments": {"argument": "value"}}.') from error
+    if not calls:
+        raise CallError('the list of calls is empty; write {"name": "tool", "arguments": {…}}, or answer.')
+    return calls
+
+
+def _json_call(value: Any) -> Call:
+    arguments = value.get("arguments", value.get("parameters", {})) if isinstance(value, dict) else None
+    if isinstance(arguments, str):  # as OpenAI's API has them
+        arguments = json.loads(arguments or "{}")
+    if not (isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(arguments, dict)):
+        raise CallError('a call in JSON has a "name" and "arguments", an object.')
+    return Call(value["name"], arguments)
 
 
 def _repair(match: re.Match[str]) -> str:
