@@ -103,6 +103,18 @@ def test_prompts_beyond_the_context_are_left_out(
     assert "belongs to no run" in run("eval", tmp_path / "model", "--tasks", "arithmetic", code=2)
 
 
+def test_bits_per_byte_of_a_file(run: Run, tmp_path: Path, tiny_model: Backbone, words: Tokenizer) -> None:
+    save_checkpoint(tiny_model, words, tmp_path / "model")
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": "The town of Vell. " * n}) for n in (1, 2, 300)))
+    name = f"bits-per-byte={tmp_path / 'text.jsonl'}"
+    found = run("eval", tmp_path / "model", "--tasks", name)["texts"][name]
+    assert found["documents"] == 3 and found["bytes"] == 18 * 303 and found["bits_per_byte"]["n"] == 3
+    assert run("eval", tmp_path / "model", "--tasks", name, "--n", "2")["texts"][name]["bytes"] == 18 * 3
+    assert "over 3 documents" in run("eval", tmp_path / "model", "--tasks", name, as_text=True)
+    assert "bits-per-byte=FILE" in run("eval", tmp_path / "model", "--tasks", "bits-per-byte", code=2)
+    assert "no log-likelihoods" in run("eval", "http://localhost:1/v1", "--model", "m", "--tasks", name, code=2)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

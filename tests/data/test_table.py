@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minnow.data.table import Faults, read_rows
@@ -73,6 +73,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, name: str, dat
         read_rows(tmp_path / name)
 
 
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200))
 def test_no_bytes_bring_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.mktemp("table") / "any.jsonl"

@@ -260,3 +260,10 @@ def test_leaving_early_stops_the_requests() -> None:
 def test_settings_that_cannot_work_are_refused(arguments: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         ServerEngine(**({"url": "http://localhost:1/v1", "model": "tiny"} | arguments))
+
+
+def test_a_server_is_told_of_the_texts_that_end_an_answer() -> None:
+    _, server = asked(lambda body, _: spoken("Yes"), "one", sampling=Sampling(0.0, 9, until=("a", "b", "c", "d", "e")))
+    assert server.bodies[0]["stop"] == ["a", "b", "c", "d"], "as many as the API takes"
+    _, server = asked(lambda body, _: spoken("Yes"), "one")
+    assert "stop" not in server.bodies[0]

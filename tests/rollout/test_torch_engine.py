@@ -285,3 +285,19 @@ def test_prompts_that_cannot_be_answered_are_named(
 def test_sampling_that_cannot_be_is_refused(values: dict) -> None:
     with pytest.raises(UserError, match="cannot be sampled"):
         Sampling(**values)
+
+
+def test_an_answer_ends_at_a_text_it_was_told_of(tiny_model: Backbone, words: Tokenizer) -> None:
+    engine, prompts = TorchEngine(tiny_model, words), prompts_of(12)
+    whole = engine.generate(prompts, Sampling(max_new_tokens=40, stop_on_loop=False))
+    texts = [words.decode(each.token_ids[10:14]) for each in whole]
+    until = tuple({text.strip()[:3] for text in texts if len(text.strip()) >= 3 and "\ufffd" not in text})
+    assert until
+    cut = engine.generate(prompts, Sampling(max_new_tokens=40, stop_on_loop=False, until=until))
+    for one, other in zip(cut, whole, strict=True):
+        assert one.token_ids == other.token_ids[: len(one.token_ids)], "up to there it is the same answer"
+        if any(text in words.decode(other.token_ids, keep_special=True) for text in until):
+            assert one.finish_reason == "stop"
+            assert not any(text in words.decode(one.token_ids[:-1], keep_special=True) for text in until)
+            assert any(text in one.text for text in until)
+    assert any(len(one.token_ids) < 40 for one in cut)

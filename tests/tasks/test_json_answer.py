@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minnow.errors import UserError
@@ -16,9 +16,11 @@ from minnow.tasks.json_answer import DEEPEST, LONGEST, AnswerError, Schema, read
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
 )
 
 
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_an_object_comes_back_whatever_stands_around_it(value: dict[str, Any]) -> None:
     text = json.dumps(value)
@@ -50,6 +52,7 @@ def test_brackets_in_strings_are_no_depth() -> None:
     assert read_json_answer(json.dumps({"a": "[" * 1000 + '"'})) == {"a": "[" * 1000 + '"'}
 
 
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text())
 def test_no_text_brings_another_error(text: str) -> None:
     with suppress(AnswerError):

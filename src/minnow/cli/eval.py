@@ -1,26 +1,41 @@
-"""``minnow eval``: what a model's answers to a task are worth."""
+"""``minnow eval``: what a model's answers to tasks are worth, and how well it predicts a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit, warn
-from minnow.cli.text_models import KEY_VARIABLE, Server, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.cli.text_models import (
+    KEY_VARIABLE,
+    Server,
+    TextModel,
+    length_beyond,
+    open_text_model,
+    scorer_of,
+    weights_digest,
+)
+from minnow.data.documents import read_documents
+from minnow.data.hub import local_file
 from minnow.data.table import Faults
 from minnow.errors import UserError
 from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
-from minnow.evaluate.task_report import task_report
+from minnow.evaluate.task_report import pooled, task_report
+from minnow.evaluate.text import bits_per_byte
 from minnow.files import write_json
 from minnow.loops import Rate
 from minnow.progress import track
 from minnow.recipe.tasks import load_task
 from minnow.rollout import Sampling
+from minnow.rollout.text_engine import LocalTextEngine
 from minnow.tasks import Example, PocketWorld, Task
 
+TEXT, HARNESS = "bits-per-byte", "lm-eval:"
+_WINDOW = 2048  # positions read at once of a text longer than that
 _OPENING_TOKENS = 512  # a model is opened before the budgets of its tasks are known
 
 
@@ -48,8 +63,9 @@ def evaluate(
         source: a checkpoint folder, a stage or run folder, a GGUF file, or the address of an OpenAI-compatible server
             such as http://localhost:8080/v1.
         tasks: names of tasks, task files, or both, with commas between them. A task made from published data takes its
-            file as NAME=FILE, a path or hf://datasets/OWNER/NAME/PATH.
-        n: the first n examples of each task; by default all of a file, 200 of a task that is drawn.
+            file as NAME=FILE, a path or hf://datasets/OWNER/NAME/PATH. bits-per-byte=FILE measures how well the model
+            predicts a text; lm-eval:NAME runs a task of lm-evaluation-harness.
+        n: the first n examples (documents) of each task; by default all of a file, 200 of a task that is drawn.
         temperature: 0 is greedy.
         max_new_tokens: the budget of one answer; by default each task's own. An answer cut there is wrong.
         seed: of the sampling noise, and of tasks that are drawn.
@@ -71,14 +87,20 @@ def evaluate(
     server = Server(model, concurrency, timeout, key_variable)
     with open_text_model(source, server, tokenizer, threads, max_new_tokens or _OPENING_TOKENS) as opened:
         world = None if opened.run is None else opened.run.world()
-        prepared = [_prepare(name, n, skip_bad_rows, world, seed) for name in dict.fromkeys(named)]
-        results = {}
+        texts = {name: _documents(name, n) for name in named if name.startswith(TEXT)}
+        harness = [name.removeprefix(HARNESS) for name in named if name.startswith(HARNESS)]
+        own = [name for name in named if name not in texts and not name.startswith(HARNESS)]
+        prepared = [_prepare(name, n, skip_bad_rows, world, seed) for name in dict.fromkeys(own)]
+        results: dict[str, Any] = {}
         for task, examples, faults in prepared:
             if task.name in results:
                 raise UserError(f"two of the tasks are named {task.name!r}; rename one or measure them apart")
             budget = max_new_tokens or task.max_new_tokens
             results[task.name] = _measure(opened, task, examples, faults, budget, temperature, seed, out)
+        predicted = {name: _predict(opened, documents) for name, documents in texts.items()}
+        found = _run_harness(opened, harness, n) if harness else {}
     document = {"model": opened.name, "runtime": opened.runtime, "seed": seed, "tasks": results}
+    document |= ({"texts": predicted} if predicted else {}) | ({"lm_eval": found} if found else {})
     if out is not None:
         write_json(out / "evaluation.json", document)
     emit(document, _text(document), as_json)
@@ -125,6 +147,34 @@ def _measure(
     }
 
 
+def _documents(source: str, n: int | None) -> list[str]:
+    file = source.removeprefix(TEXT).removeprefix("=")
+    if not file:
+        raise UserError(f"{TEXT} needs a text: name the file, as in {TEXT}=FILE")
+    return list(islice(read_documents(local_file(file)), n))
+
+
+def _predict(opened: TextModel, documents: list[str]) -> dict[str, Any]:
+    scorer = scorer_of(opened)
+    assert opened.tokenizer is not None and opened.context is not None, "a local model has both"
+    counted = bits_per_byte(scorer, opened.tokenizer, documents, min(opened.context, _WINDOW))
+    found = pooled([(bits, float(size)) for bits, size in counted])
+    return {"bits_per_byte": found, "documents": len(documents), "bytes": sum(size for _, size in counted)}
+
+
+def _run_harness(opened: TextModel, names: Sequence[str], n: int | None) -> dict[str, Any]:
+    from minnow.evaluate.lm_eval import MinnowLM, run_tasks
+
+    local = isinstance(opened.engine, LocalTextEngine)
+    lm = MinnowLM(
+        engine=opened.engine,
+        scorer=scorer_of(opened) if local else None,
+        tokenizer=opened.tokenizer,
+        context=opened.context or _WINDOW,
+    )
+    return run_tasks(lm, names, n)
+
+
 def _text(document: dict[str, Any]) -> str:
     rows = [["task", "correct", "rate", "95% interval", "value", "loops", "truncated", "failed"]]
     lines = []
@@ -148,9 +198,25 @@ def _text(document: dict[str, Any]) -> str:
             ]
         )
         lines += _about(name, found)
-    first = next(iter(document["tasks"].values()))
-    head = f"{document['model']} ({document['runtime']}), temperature {first['temperature']:g}, seed {document['seed']}"
-    return "\n\n".join([head, columns(rows), *lines])
+    head = f"{document['model']} ({document['runtime']})"
+    if document["tasks"]:
+        first = next(iter(document["tasks"].values()))
+        head += f", temperature {first['temperature']:g}, seed {document['seed']}"
+        lines.insert(0, columns(rows))
+    for name, found in document.get("texts", {}).items():
+        number = found["bits_per_byte"]
+        interval = f" ({number['low']:.4f} to {number['high']:.4f})" if number["low"] is not None else ""
+        lines.append(
+            f"{name}: {number['mean']:.4f}{interval} over {found['documents']} documents, {found['bytes']} bytes"
+        )
+    for name, found in document.get("lm_eval", {}).items():
+        said = [f"{key} {value:.4f}" for key, value in found["metrics"].items()]
+        if found["loops"] is not None:
+            said.append(
+                f"loops {found['loops']['rate']:.1%} ({found['loops']['low']:.1%} to {found['loops']['high']:.1%})"
+            )
+        lines.append(f"{HARNESS}{name}: {', '.join(said)} (n {found['n']})")
+    return "\n\n".join([head, *lines])
 
 
 def _about(name: str, found: dict[str, Any]) -> list[str]:

@@ -12,6 +12,8 @@ from minnow.cli.models import RunRecord, open_model
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.recipe.folder import hash_file
+from minnow.rollout import TorchEngine
+from minnow.rollout.scoring import Scorer, TorchScorer
 from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextEngine
 from minnow.tasks import Example
@@ -71,6 +73,20 @@ def open_text_model(
         yield TextModel(
             str(opened.path), opened.runtime, local, opened.path, opened.tokenizer, opened.context, opened.run
         )
+
+
+def scorer_of(opened: TextModel) -> Scorer:
+    """What scores given texts with the model.
+
+    Raises:
+        UserError: it is a server's.
+    """
+    engine = opened.engine.engine if isinstance(opened.engine, LocalTextEngine) else None
+    if isinstance(engine, TorchEngine):
+        return TorchScorer(engine.model, engine.tokenizer.pad_id)
+    if not isinstance(engine, Scorer):
+        raise UserError(f"{opened.name} gives no log-likelihoods of given texts; name a checkpoint or a GGUF file")
+    return engine
 
 
 def weights_digest(path: Path | None) -> str | None:

@@ -10,8 +10,10 @@ from typing import Self
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_cpp import LlamaCpp
+from minnow.errors import UserError
 from minnow.loops import find_loop
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
+from minnow.rollout.scoring import Likelihood, Request
 from minnow.rollout.text_guard import Continues
 
 _CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
@@ -86,6 +88,22 @@ class LlamaEngine:
                 finish = "loop" if loop is not None and sampling.stop_on_loop else finish
             rollouts.append(Rollout(name, ids, answer.tokens, text, finish, sampling, answer.log_probs, loop))
         return rollouts
+
+    def log_likelihoods(self, requests: Sequence[Request]) -> list[Likelihood]:
+        """How probable the file finds each continuation (:class:`minnow.rollout.scoring.Scorer`).
+
+        Raises:
+            UserError: an empty context, ids of another tokenizer, or as :class:`LlamaCpp`.
+        """
+        if not all(context for context, _ in requests):
+            raise UserError("a text to be scored has no context; begin it with the start token")
+        results = []
+        worker = self._worker(max((len(context) + len(more) for context, more in requests), default=1))
+        for context, continuation in requests:
+            scores, first = worker.score([*context, *continuation]), len(context) - 1
+            greedy = bool((scores.best[first:] == list(continuation)).all())
+            results.append(Likelihood(float(scores.next_log_prob[first:].sum()), greedy))
+        return results
 
     def continues(self, prompt: Sequence[int], max_new_tokens: int, seed: int = 0, chunk: int = 64) -> Continues:
         """What :func:`minnow.rollout.text_guard.guarded` asks of an answer to ``prompt``, of at most ``max_new_tokens``.

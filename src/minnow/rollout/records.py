@@ -25,6 +25,7 @@ class Sampling:
         persistence: how many tokens a loop must have lasted for that (:func:`minnow.loops.has_lasted`). Below
             :data:`minnow.loops.CUT_AFTER` some answers are cut that would have got out of it; training takes 0: a loop
             is worth no more of its time, and an answer that only got out of one is no example to follow.
+        until: texts that end an answer, which keeps them; an engine may go on past one (llama.cpp's does).
     """
 
     temperature: float = 0.0
@@ -32,6 +33,7 @@ class Sampling:
     seed: int = 0
     stop_on_loop: bool = True
     persistence: int = CUT_AFTER
+    until: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_new_tokens < 1 or self.persistence < 0:

@@ -25,6 +25,7 @@ from minnow.rollout.text_engine import ChatPrompt, TextAnswer
 TRIES = 5
 LONGEST_PAUSE = 60.0  # seconds before the next try, whatever the server asks for
 _LONGEST_LINE = 1 << 26  # bytes
+_MOST_STOPS = 4  # as OpenAI's API allows
 _MOST_A_TOKEN = 64  # a server that sends more than this for each token asked for does not keep to the budget
 _ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call"}
 _CUT = {"length", "max_tokens", "max_length", "model_length"}
@@ -159,6 +160,8 @@ class ServerEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if sampling.until:
+            body["stop"] = list(sampling.until[:_MOST_STOPS])
         if prompt.raw:
             path, body["prompt"] = "completions", prompt.messages[-1]["content"]
         else:

@@ -253,12 +253,19 @@ class TorchEngine:
         """Why the row ends here, None when it goes on, and the loop it ends in."""
         if row.tokens[-1] in self.tokenizer.stop_ids:
             return "stop", None
+        if row.sampling.until and self._said(row):
+            return "stop", None
         if loop is not None:
             return "loop", loop
         if len(row.tokens) < row.sampling.max_new_tokens:
             return None, None
         loop = find_loop(row.tokens, self.lexicon)  # of any length: more tokens will not come
         return "loop" if loop is not None and (row.sampling.stop_on_loop or self.guard is not None) else "length", loop
+
+    def _said(self, row: _Row) -> bool:
+        """Whether the row's last tokens spell a text that ends it; a token spells a byte at least."""
+        tail = self._text(row.tokens[-max(len(each.encode()) for each in row.sampling.until) - 1 :])
+        return any(each in tail for each in row.sampling.until)
 
     def _rewind(self, row: _Row, loop: Loop) -> bool:
         """Take the row back to its loop's onset, unless the guard is at its end."""
