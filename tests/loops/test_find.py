@@ -19,7 +19,9 @@ from loop_cases import (
 )
 
 from minnow.loops import Lexicon, Loop, find_loop, find_loops, find_text_loop, find_text_loops
-from minnow.loops.judge import TAIL
+from minnow.loops.find import as_loop
+from minnow.loops.judge import TAIL, judge_many
+from minnow.loops.symbols import read_text
 
 CASES = labelled_cases(seed=0, each=12)
 PIECES = st.lists(
@@ -117,6 +119,30 @@ def test_long_outputs_are_judged_by_their_end_and_counted_from_their_start() -> 
     assert said(find_loop(prefix + block(rng, 2000) * 4)) == (
         "period", len(prefix) + 2000, 2000, 4.0, len(prefix) + 8000,
     )  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from(["none", "short", "long", "counter"]), st.booleans())
+def test_reading_only_the_end_of_a_long_text_changes_no_verdict(seed: int, kind: str, lines: bool) -> None:
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 30))) for _ in range(400)] + [
+        ".",
+        ",\n" if lines else ",",
+        "7",
+    ]
+    opening = " ".join(rng.choices(words, k=rng.randint(15_000, 22_000)))
+    loop = {
+        "none": "",
+        "short": " and so it goes on" * 60,
+        "long": (" " + " ".join(rng.choices(words, k=1500))) * rng.choice([4, 14]),
+        "counter": "".join(f" This is line number {n} of the text." for n in range(60)),
+    }[kind]
+    text = opening + loop
+    symbols = read_text(text)
+    found = judge_many(symbols.raw, symbols.classes, symbols.values, np.array([0, len(symbols)]), False)[0]
+    expected = as_loop(found, symbols, 0) if found["kind"] else None
+    assert find_text_loop(text) == expected
+    assert (expected is None) == (kind == "none")
 
 
 def test_near_copies_by_hand() -> None:

@@ -8,6 +8,7 @@ something new has recovered. The evidence is in :mod:`minnow.loops.judge`, what 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minnow.loops.judge import KINDS, LATEST, judge_many
+from minnow.loops.judge import KINDS, LATEST, TAIL, judge_many
 from minnow.loops.symbols import Lexicon, Symbols, joined, read_text, read_tokens
 from minnow.loops.tools import tool_cycle
 
 _BATCH = 256  # outputs whose symbols are held side by side
 _LONGEST_TEXT = 1 << 22  # characters read of one text, from its end
+_STRETCH = 8 * TAIL  # characters at the end of a text that mostly hold the symbols a verdict looks at
+_BOUNDARY = re.compile(r"\n| (?=[A-Za-z])")
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,29 @@ def find_text_loops(texts: Iterable[str], threads: int | None = None) -> list[Lo
     """:func:`find_text_loop` of many outputs, in ``threads`` threads (all cores by default)."""
 
     def judged(batch: list[str]) -> list[Loop | None]:
-        loops = _judged(
-            [read_text(text[-_LONGEST_TEXT:]) for text in batch], [max(0, len(text) - _LONGEST_TEXT) for text in batch]
-        )
+        stretches = [_last_stretch(text) for text in batch]
+        loops = _judged([symbols for symbols, _ in stretches], [before for _, before in stretches])
+        # Where nothing loops at the end, what is before it does not matter; where something does, it may have begun there.
+        longer = [row for row, loop in enumerate(loops) if loop is not None and stretches[row][1]]
+        if longer:
+            whole = [batch[row][-_LONGEST_TEXT:] for row in longer]
+            skipped = [len(batch[row]) - len(text) for row, text in zip(longer, whole, strict=True)]
+            for row, loop in zip(longer, _judged([read_text(text) for text in whole], skipped), strict=True):
+                loops[row] = loop
         return [with_tools(text, loop) for text, loop in zip(batch, loops, strict=True)]
 
     return _in_batches(list(texts), judged, threads)
+
+
+def _last_stretch(text: str) -> tuple[Symbols, int]:
+    """The symbols of ``text``'s end, enough of them for a first verdict, and the characters before them."""
+    # No symbol reaches over the end of a line, or over a space before a word: reading from there changes none of them.
+    begin = _BOUNDARY.search(text, len(text) - _STRETCH, len(text) - _STRETCH // 2) if len(text) > _STRETCH else None
+    if begin is not None:
+        symbols = read_text(text[begin.end() :])
+        if len(symbols) >= TAIL:
+            return symbols, begin.end()
+    return read_text(text[-_LONGEST_TEXT:]), max(0, len(text) - _LONGEST_TEXT)
 
 
 def with_tools(text: str, loop: Loop | None, skipped: int = 0) -> Loop | None:
@@ -118,7 +138,7 @@ def _in_batches(outputs: list[Any], judged: Any, threads: int | None) -> list[Lo
         return [loop for found in pool.map(judged, batches) for loop in found]
 
 
-def _judged(symbols: list[Symbols], skipped: list[int], ends: bool = False) -> list[Loop | None]:
+def _judged(symbols: Sequence[Symbols], skipped: Sequence[int], ends: bool = False) -> list[Loop | None]:
     offsets = np.zeros(len(symbols) + 1, dtype=np.int64)
     np.cumsum([len(each) for each in symbols], out=offsets[1:])
     found = judge_many(*joined(symbols), offsets, ends)

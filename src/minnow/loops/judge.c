@@ -354,14 +354,14 @@ enum { SKIP, LETTER, DIGIT, PUNCTUATION, SPACE, NEWLINE, SINGLE };
 
 static int between(uint32_t c, uint32_t low, uint32_t high) { return c >= low && c <= high; }
 
-static int sort_of(uint32_t c) {
-    if (c < 0x80) {
-        if (between(c | 32, 'a', 'z')) return LETTER;
-        if (between(c, '0', '9')) return DIGIT;
-        if (c == '\n') return NEWLINE;
-        if (c == ' ' || c == '\t') return SPACE;
-        return c < 32 || c == 127 ? SKIP : PUNCTUATION;
-    }
+static const uint8_t ASCII_SORTS[128] = {
+    ['\t'] = SPACE, ['\n'] = NEWLINE, [' '] = SPACE, ['!' ... '/'] = PUNCTUATION, ['0' ... '9'] = DIGIT,
+    [':' ... '@'] = PUNCTUATION, ['A' ... 'Z'] = LETTER, ['[' ... '`'] = PUNCTUATION, ['a' ... 'z'] = LETTER,
+    ['{' ... '~'] = PUNCTUATION,
+};
+
+static inline int sort_of(uint32_t c) {
+    if (c < 0x80) return ASCII_SORTS[c];
     if (c == 0xa0 || c == 0x3000 || between(c, 0x2000, 0x200a)) return SPACE;
     if (between(c, 0x80, 0x9f) || between(c, 0x200b, 0x200f) || c == 0xfeff) return SKIP;
     if (between(c, 0xa1, 0xbf) || c == 0xd7 || c == 0xf7 || between(c, 0x2010, 0x2bff) || between(c, 0x3001, 0x303f) ||
