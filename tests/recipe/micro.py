@@ -67,7 +67,7 @@ def recipe() -> dict[str, Any]:
             "measure-sft": {"kind": "measure", "checkpoint": "sft", "temperatures": [0.0, 1.0], **small},
             "pairs": {
                 "checkpoint": "sft",
-                "loop_prompts": 12,
+                "loop_prompts": 40,
                 "task_prompts": 2,
                 "pairs": {"temperatures": [0.8, 1.0, 1.0], "max_new_tokens": 320, "score_gap": 0.0, "loop_share": 1.0},
             },

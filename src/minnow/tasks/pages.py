@@ -13,7 +13,8 @@ from minnow.tasks.tools import sentences
 from minnow.tasks.types import Draft, Score, Split
 
 SHORT_LENGTH = (3, 6)  # sentences
-LONG_LENGTH = (8, 22)
+LONG_LENGTH = (8, 36)
+_GOES_ON = 0.9  # chance of another sentence once a long page has its fewest: its end is never certain
 LONG_KINDS = ("town", "person", "company")
 _SLACK = 3  # sentences a page may be longer or shorter than those trained on
 _LONGEST_SENTENCE = 24  # words
@@ -121,13 +122,18 @@ def short_page(entity: Entity, rng: Random) -> str:
 
 
 def long_page(entity: Entity, rng: Random) -> str:
-    """Eight to twenty-two sentences, no two alike; names in it belong to the entity's split."""
+    """Eight to thirty-six sentences, no two alike; names in it belong to the entity's split."""
     parts = [rng.choice(choices).format(name=entity.name, **entity.facts) for choices in _FACTS[entity.kind]]
-    count = rng.randint(*LONG_LENGTH) - len(parts)
-    invented = _Invented(rng, entity.split)
-    # Sentences with a name may come twice, each time with another name.
-    templates = rng.sample([*_LONG[entity.kind], *(t for t in _LONG[entity.kind] if "{p" in t)], count)
-    return " ".join([*parts, *(template.format_map(invented) for template in templates)])
+    count = LONG_LENGTH[0]
+    while count < LONG_LENGTH[1] and rng.random() < _GOES_ON:
+        count += 1
+    templates = _LONG[entity.kind]
+    while len(parts) < count:
+        # Every sentence once, then those with a name again and again, each time with another name.
+        new = [template.format_map(_Invented(rng, entity.split)) for template in rng.sample(templates, len(templates))]
+        parts += [sentence for sentence in new if sentence not in parts]
+        templates = tuple(template for template in templates if "{p" in template)
+    return " ".join(parts[:count])
 
 
 class _Invented(dict[str, str]):
