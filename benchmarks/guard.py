@@ -1,7 +1,8 @@
 """What the decoding guard does to the loop rate of a checkpoint, its task scores and the tokens spent, greedily.
 
-Answers the held-out loop-prone prompts of the checkpoint's pocket world, and examples of all its tasks, without a guard
-and with one; nothing is stopped early. A loop is the verdict where the answer ends: over ids, and over text.
+Answers the held-out loop-prone prompts of the checkpoint's pocket world, and examples of all its tasks: as the model is,
+with the guard, and with the penalties that are published instead; nothing is stopped early. A loop is the verdict where
+the answer ends: over ids, and over text.
 
     python benchmarks/guard.py CHECKPOINT ... [--n 500] [--each 60] [--budget 512] [--json FILE]
 """
@@ -13,21 +14,38 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minnow.cli.models import run_of
+from minnow.data.tokenizer import Tokenizer
 from minnow.evaluate.measure import answer, tally
-from minnow.loops import Rate, find_text_loops
+from minnow.loops import Dry, LzPenalty, Penalty, Rate, breaker_tokens, find_text_loops
 from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Guard, Rollout, Sampling
 from minnow.tasks import Example
 
-ARMS: dict[str, Guard | None] = {
-    "nothing": None,
-    "guard": Guard(),
-    "guard, loops that lasted 256": Guard(persistence=256),
-}
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of decoding."""
+
+    guard: Guard | None = None
+    penalties: tuple[Penalty, ...] = ()
+
+
+def arms(tokenizer: Tokenizer) -> dict[str, Arm]:
+    """Every way of decoding, by its name: penalties at their authors' settings, then DRY weaker and LZ stronger."""
+    breakers = breaker_tokens([tokenizer.decode([token]) for token in range(tokenizer.vocab_size)])
+    return {
+        "nothing": Arm(),
+        "guard": Arm(Guard()),
+        "DRY 0.8": Arm(penalties=(Dry(breakers=breakers),)),
+        "DRY 0.8, from 8 tokens on": Arm(penalties=(Dry(allowed_length=8, breakers=breakers),)),
+        "LZ 0.15": Arm(penalties=(LzPenalty(),)),
+        "LZ 0.3": Arm(penalties=(LzPenalty(strength=0.3),)),
+    }
 
 
 def figures(examples: Sequence[Example], rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -71,16 +89,16 @@ def main() -> None:
         sets = {"loop-prone": world.loop_prone("held_out", options.n), "all tasks": tasks}
         for name, examples in sets.items():
             print(f"{checkpoint}, {name}")
-            for arm, guard in ARMS.items():
-                engine.guard = guard
+            for name_of_arm, arm in arms(tokenizer).items():
+                engine.guard, engine.penalties = arm.guard, arm.penalties
                 begun = time.process_time()
                 rollouts = answer(engine, tokenizer, examples, sampling)
                 seconds = time.process_time() - begun
                 one = figures(examples, rollouts) | {"cpu_seconds": round(seconds, 1)}
-                report.setdefault(str(checkpoint), {}).setdefault(name, {})[arm] = one
+                report.setdefault(str(checkpoint), {}).setdefault(name, {})[name_of_arm] = one
                 loops = one["loops"]
                 print(
-                    f"  {arm:28} {loops['count']:>4}/{loops['total']} {one['loops_by_text']['count']:>7} "
+                    f"  {name_of_arm:28} {loops['count']:>4}/{loops['total']} {one['loops_by_text']['count']:>7} "
                     f"{one['ended']:>5} {one['score']:>6.3f} {one['correct']:>7} {one['tokens_kept']:>7} "
                     f"{one['tokens_discarded']:>7} {seconds:>7.1f}  {one['rewinds']}",
                     flush=True,
