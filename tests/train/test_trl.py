@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from torch import Tensor
 from minnow.data.tokenizer import Tokenizer
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import from_hf_weights, save_checkpoint
+from minnow.posttrain.pairs import Pair
+from minnow.tasks import PocketWorld
 from minnow.train.objectives import Loss, completion_log_probs, pack_sequences
 from minnow.train.policy_gradient import PolicyBatch, PolicyGradient
 from minnow.train.preference import AnswerPair, Preference, pair_batch
@@ -192,3 +196,31 @@ def test_policy_gradient(made: tuple[Backbone, Backbone, Path], settings: Policy
     loss = settings(policy, batch)
     assert loss.metrics["clipped"] > 0 and batch.advantages.abs().max() > 0
     assert_same(policy, loss, seen)
+
+
+def test_pairs_made_here_train_in_trl(
+    made: tuple[Backbone, Backbone, Path], words: Tokenizer, pocket: PocketWorld
+) -> None:
+    """From the lines of ``pairs.jsonl`` as they are: TRL's token ids are the stage's, but for the line feed its template ends turns with."""
+    _, _, folder = made
+    rows, wanted = [], []
+    for example in pocket.examples("arithmetic", "train", 4):
+        answer = example.reference[0]["content"]
+        sides = [[*words.encode_chat(text), words.eos_id] for text in (answer, answer[: len(answer) // 2])]
+        prompt = words.prompt(example.messages, example.tools)
+        pair = Pair(example=example, kind="quality", prompt_ids=prompt, chosen_ids=sides[0], rejected_ids=sides[1])
+        rows.append(pair.as_row(words))
+        wanted.append((prompt, *sides))
+    lines = [json.dumps(row) for row in rows]
+    trainer = trl.DPOTrainer(
+        model=opened(folder / "policy"),
+        args=trl.DPOConfig(**arguments(folder, loss_type=["sigmoid_norm"], beta=5.0)),
+        train_dataset=datasets.Dataset.from_list([json.loads(line) for line in lines]),
+        processing_class=tokenizer_of(folder / "policy"),
+    )
+    for row, (prompt, chosen, rejected) in zip(trainer.train_dataset, wanted, strict=True):
+        assert row["prompt_ids"] == prompt
+        assert row["chosen_ids"][: len(chosen)] == chosen and row["rejected_ids"][: len(rejected)] == rejected
+    trainer.train()
+    losses = [line["train_loss"] for line in trainer.state.log_history if "train_loss" in line]
+    assert losses == [pytest.approx(math.log(2), abs=1e-4)]
