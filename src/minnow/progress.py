@@ -103,8 +103,7 @@ class Progress:
             _display.close()
         else:
             seconds = time.monotonic() - self._began
-            sys.stderr.write(f"{self._label}: {self.status()} in {duration(seconds)}\n")
-            sys.stderr.flush()
+            _write_line(f"{self._label}: {self.status()} in {duration(seconds)}")
 
     def advance(self, amount: float = 1) -> None:
         """Count ``amount`` more units as done."""
@@ -114,8 +113,7 @@ class Progress:
             return
         self._shown = now
         if self._task is None:
-            sys.stderr.write(f"{self._label}: {self.status()}\n")
-            sys.stderr.flush()
+            _write_line(f"{self._label}: {self.status()}")
         else:
             self._show()
 
@@ -184,10 +182,17 @@ class _Display:
 
 
 _display = _Display()
+_silent = False
 
 
 def _on_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not _silent
+
+
+def _write_line(text: str) -> None:
+    if not _silent:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def track(total: float | None, label: str, unit: str, done: float = 0.0) -> Progress:
@@ -200,8 +205,13 @@ def track(total: float | None, label: str, unit: str, done: float = 0.0) -> Prog
     return Progress(total, label, unit, done)
 
 
+def silence() -> None:
+    """Show and say nothing from here on; for processes beside the one that speaks."""
+    global _silent
+    _silent = True
+
+
 def say(text: str) -> None:
     """One line for the user on stderr, above any bars."""
     if not _display.say(text):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        _write_line(text)

@@ -25,10 +25,11 @@ from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 from minnow.train.optimizer import OptimizerSettings
 
-CONFIG = lfm2_config(
-    vocab_size=64, hidden_size=32, intermediate_size=32, layer_types=("conv", "full_attention"), num_heads=2,
-    num_kv_heads=1, head_dim=16, max_positions=64,
-)  # fmt: skip
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "layer_types": ("conv", "full_attention"),
+    "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "max_positions": 64,
+}  # fmt: skip
+CONFIG = lfm2_config(**SHAPE)
 
 
 def batches(step: int) -> list[Batch]:
@@ -41,7 +42,9 @@ def batches(step: int) -> list[Batch]:
     return made
 
 
-def make_trainer(folder: Path, steps: int = 8, batches: Any = batches, **values: Any) -> tuple[Trainer, list[dict]]:
+def make_trainer(
+    folder: Path, steps: int = 8, batches: Any = batches, ranks: Any = None, **values: Any
+) -> tuple[Trainer, list[dict]]:
     """A trainer and the list its records go to."""
     model = Backbone(CONFIG)
     model.initialise(0)
@@ -52,13 +55,14 @@ def make_trainer(folder: Path, steps: int = 8, batches: Any = batches, **values:
     def record(**line: Any) -> None:
         records.append(line)
 
-    return Trainer(model, next_token, batches, settings, record, folder / "train.pt"), records
+    return Trainer(model, next_token, batches, settings, record, folder / "train.pt", ranks), records
 
 
 def digest(trainer: Trainer) -> str:
     """Of the masters and of the moments."""
     state = trainer.optimizer.state()
-    tensors = [*state["masters"], *state["first"], *state["second"].values(), *trainer.model.state_dict().values()]
+    tensors = [tensor for kind in ("masters", "first", "second") for tensor in state[kind].values()]
+    tensors += trainer.model.state_dict().values()
     return hashlib.sha256(b"".join(t.detach().float().numpy().tobytes() for t in tensors)).hexdigest()
 
 

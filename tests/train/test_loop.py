@@ -200,7 +200,7 @@ def cut_short(file: Path) -> None:
 
 def of_another_model(file: Path) -> None:
     state = torch.load(file)
-    state["optimizer"]["masters"][0] = torch.zeros(3, 3)
+    state["optimizer"]["masters"]["embedding"] = torch.zeros(3, 3)
     torch.save(state, file)
 
 
@@ -259,13 +259,13 @@ def test_a_state_written_aside_is_of_the_step_that_asked_for_it(
 ) -> None:
     """The thread is held up until the step after has changed every weight."""
     monkeypatch.setattr(state_file, "SLOW_SECONDS", 0.0)
-    write, moved = state_file._write, threading.Event()
+    write, moved = state_file.write_file, threading.Event()
 
     def late(path: Path, state: dict[str, Any]) -> None:
         moved.wait(None if threading.current_thread() is not threading.main_thread() else 0)
         write(path, state)
 
-    monkeypatch.setattr(state_file, "_write", late)
+    monkeypatch.setattr(state_file, "write_file", late)
     trainer, _ = toy.make_trainer(tmp_path)
     trainer._step()
     trainer.save()

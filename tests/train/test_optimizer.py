@@ -219,7 +219,7 @@ def test_a_restored_optimizer_goes_on_as_the_first(make_model: Callable[..., Bac
     advance(model, optimizer, range(3))
     resumed = Optimizer(other, OptimizerSettings(), dtype, other.matrices())
     state = optimizer.state()
-    resumed.restore({**state, "masters": [t.clone() for t in state["masters"]]})
+    resumed.restore({**state, "masters": {name: t.clone() for name, t in state["masters"].items()}})
     advance(model, optimizer, range(3, 5))
     advance(other, resumed, range(3, 5))
     assert all(torch.equal(x, y) for x, y in zip(model.parameters(), other.parameters(), strict=True))

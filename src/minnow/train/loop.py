@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minnow.errors import UserError
+from minnow.files import read_json, write_json
 from minnow.model.language_model import LanguageModel
 from minnow.progress import say
 from minnow.train.guard import MAX_SPIKES, SpikeGuard
@@ -22,8 +23,8 @@ from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype, out_of_memory
+from minnow.train.ranks import Ranks
 from minnow.train.schedule import DECAY_SHAPES, SCHEDULES
-from minnow.train.state_file import StateFile
 
 MAX_BAD_STEPS = 10
 """Steps in a row with a non-finite gradient before training gives up."""
@@ -103,9 +104,11 @@ class Trainer:
     """A model, its optimiser, and the step it has reached; saves and resumes exactly.
 
     Args:
-        batches: the micro-batches of a step; a pure function of the step, so a resumed run reads the same ones.
+        batches: the micro-batches of a step, of several ranks this one's rows; a pure function of the step, so a
+            resumed run reads the same ones.
         record: called with the numbers of a logged step.
         state_file: where the training state lives; when it exists training goes on from there.
+        ranks: the processes that train together; each makes the same trainer and calls the same methods.
     """
 
     def __init__(
@@ -116,9 +119,15 @@ class Trainer:
         settings: TrainSettings,
         record: Callable[..., None],
         state_file: Path,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
-        self.record, self.state_file = record, state_file
+        self.record, self.state_file, self.ranks = record, state_file, ranks or Ranks()
+        if settings.lora and self.ranks.count > 1:
+            raise UserError(
+                "low-rank adapters train on one rank; start this recipe without torchrun, or leave lora out"
+            )
+        self.ranks.spread(model, compute_dtype())
         self.optimizer: Optimizer | LoraOptimizer = (
             LoraOptimizer(model, settings.optimizer, settings.lora, compute_dtype())
             if settings.lora
@@ -129,13 +138,16 @@ class Trainer:
         self.notes: dict[str, Any] = {}
         self.skipped_batches = 0
         """Steps' worth of data that a return to an earlier state has passed over."""
-        self._most_tokens: int | None = None  # in a micro-batch, once a larger one did not fit the memory
+        # In a micro-batch, once a larger one did not fit the memory; in the file where that has stopped many ranks.
+        self._smaller = state_file.with_name("micro-batch.json")
+        self._most_tokens: int | None = read_json(self._smaller) if self._smaller.exists() else None
         self._checked, self._written, self._stopped = -1, -1, False
         self._bad_steps, self._rollbacks = 0, 0
         self._guard = SpikeGuard(settings.spike)
-        self._file = StateFile(state_file)
+        self._file = self.ranks.state(state_file)
         self._saved_at = time.monotonic()
-        if state_file.exists():
+        self.resumed = self._file.newest() is not None
+        if self.resumed:
             self._resume()
 
     def run(
@@ -160,10 +172,9 @@ class Trainer:
                 be saved.
         """
         total = self.settings.steps
-        gc.collect()
-        gc.freeze()  # the model and data are permanent: the collector need not walk them every few steps
-        try:
+        with self._stoppable():
             while True:
+                overdue = self.ranks.agree(time.monotonic() - self._saved_at > self.settings.save_seconds)
                 step = self.done_steps
                 if checkpoint and self.settings.checkpoints.due(step) and self._written != step:
                     checkpoint(step)
@@ -173,7 +184,7 @@ class Trainer:
                     self._stopped = not check(self)
                     self._checked = step
                     self.save()
-                elif time.monotonic() - self._saved_at > self.settings.save_seconds and not self._guard.spikes:
+                elif overdue and not self._guard.spikes:
                     self.save(wait=False)
                 if self._stopped or step >= total:
                     break
@@ -182,9 +193,19 @@ class Trainer:
                     self._roll_back()
                 progress(self.done_steps - step, f"loss {self.last_loss:.3f}")
             self._file.finish()
-        except KeyboardInterrupt:
-            self.save()
-            raise
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Save where Ctrl-C or SIGTERM ends the block, on all ranks."""
+        gc.collect()
+        gc.freeze()  # the model and data are permanent: the collector need not walk them every few steps
+        try:
+            with self.ranks.holding_signals():
+                try:
+                    yield
+                except KeyboardInterrupt:
+                    self.save()
+                    raise
         finally:
             gc.unfreeze()
 
@@ -194,7 +215,10 @@ class Trainer:
         self.optimizer.discard()  # an interrupted step may have left some
         sums = _Sums()
         for batch in self.batches(step + self.skipped_batches):
-            self._backward(batch, sums)
+            for part in self.ranks.even(self._fitting(batch)):
+                self._backward(part, sums)
+        sums.loss, sums.weight, tokens = self.ranks.sum(sums.loss, sums.weight, sums.tokens)
+        sums.tokens = int(tokens)
         rate = settings.optimizer.learning_rate * SCHEDULES[settings.schedule](
             step, settings.steps, settings.warmup, settings.decay, settings.decay_shape
         )
@@ -225,18 +249,24 @@ class Trainer:
                     gradient_norm=norm,
                     seconds=self.seconds,
                     tokens_per_second=sums.tokens / elapsed,
-                    **{name: value / sums.weight for name, value in sums.metrics.items()},
+                    **{name: value / sums.weight for name, value in self.ranks.total(sums.metrics).items()},
                 )
+
+    def _fitting(self, batch: Any) -> list[Any]:
+        """A micro-batch in parts that are not known to be too large for the memory."""
+        rows, length = batch.tokens.shape
+        if self._most_tokens is None or rows * length <= self._most_tokens:
+            return [batch]
+        return split_rows(batch, max(1, self._most_tokens // length))
 
     def _backward(self, batch: Any, sums: _Sums) -> None:
         """Add one micro-batch's gradients and numbers; what does not fit the memory is cut in two."""
+        parts = self._fitting(batch)
+        if len(parts) > 1:
+            for part in parts:
+                self._backward(part, sums)
+            return
         rows, length = batch.tokens.shape
-        if self._most_tokens is not None and rows * length > self._most_tokens:
-            parts = split_rows(batch, max(1, self._most_tokens // length))
-            if len(parts) > 1:
-                for part in parts:
-                    self._backward(part, sums)
-                return
         try:
             loss = self.objective(self.model, batch)
             loss.total.backward()
@@ -252,6 +282,12 @@ class Trainer:
                 raise UserError(
                     f"the memory is not enough for {rows} row{'s' if rows > 1 else ''} of {length} tokens, the least "
                     "that goes through the model at once; use shorter rows or a smaller model"
+                )
+            if self.ranks.count > 1:  # which wait in the middle of a pass that this one cannot end
+                write_json(self._smaller, self._most_tokens)
+                raise UserError(
+                    f"out of memory: micro-batches of at most {rows // 2} rows from the last save on, with the same result; "
+                    "run the same command again (torchrun --max-restarts 9 does so by itself)"
                 )
             say(f"out of memory: micro-batches of at most {rows // 2} rows from here on, with the same result")
             for part in parts:
@@ -279,7 +315,7 @@ class Trainer:
         reached, loss = self.done_steps + self.skipped_batches, self.last_loss
         self._file.finish()
         self._rollbacks += 1
-        if self._rollbacks > MAX_ROLLBACKS or not self.state_file.exists():
+        if self._rollbacks > MAX_ROLLBACKS or self._file.newest() is None:
             raise UserError(
                 f"the loss stays far above its level of {loss:.3f} (step {self.done_steps}), after {self._rollbacks - 1} "
                 "returns to an earlier state; lower learning_rate and run again"
@@ -295,7 +331,11 @@ class Trainer:
         Args:
             wait: until it is on disk; see :meth:`StateFile.write`.
         """
-        state = {
+        self._file.write(self._state(), wait)
+        self._saved_at = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.done_steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -309,21 +349,21 @@ class Trainer:
             "notes": self.notes,
             "optimizer": self.optimizer.state(),
         }
-        self._file.write(state, wait)
-        self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         try:
-            state = self._file.read()
+            state = self._file.read(self._state())
             self.optimizer.restore(state["optimizer"])
             self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.last_loss, self.notes = state["last_loss"], state["notes"]
             self._checked, self._written, self._stopped = state["checked"], state["written"], state["stopped"]
-            self.skipped_batches, self._most_tokens = state["skipped_batches"], state["most_tokens"]
+            self.skipped_batches = state["skipped_batches"]
+            limits = [limit for limit in (self._most_tokens, state["most_tokens"]) if limit is not None]
+            self._most_tokens = min(limits, default=None)
             self._guard.restore(state["guard"])
         except Exception as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"{self.state_file} is damaged or of another model ({reason}); delete it to train this stage from its "
+                f"{self._file.newest()} is damaged or of another model ({reason}); delete it to train this stage from its "
                 "beginning"
             ) from error

@@ -149,3 +149,14 @@ def split_rows(batch: Any, rows: int) -> list[Any]:
     }
     parts = range(len(by_row["tokens"]))
     return [replace(batch, **{name: values[i] for name, values in by_row.items()}) for i in parts]
+
+
+def idle(batch: TokenBatch) -> Any:
+    """The first row of a batch as padding, which trains nothing."""
+    first = split_rows(batch, 1)[0]
+    return replace(
+        first,
+        tokens=torch.zeros_like(first.tokens),
+        targets=torch.full_like(first.targets, kernels.IGNORED),
+        documents=torch.zeros_like(first.documents),
+    )

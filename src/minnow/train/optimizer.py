@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minnow.errors import UserError
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
+from minnow.train.sharding import Block, Sharded, layout_of
 
 _ITERATIONS = 5  # of Newton and Schulz
 
@@ -83,18 +84,14 @@ def orthogonalise(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     return x.mT if tall else x
 
 
-@dataclass
-class _MuonGroup:
-    """Matrices of one shape that are orthogonalised together: ``(parameter index, first row, last row)``."""
-
-    blocks: list[tuple[int, int, int]] = field(default_factory=list)
-
-
 class Optimizer:
     """Holds fp32 masters of a model's parameters and writes the compute weights after each update.
 
+    Of a sharded model it holds this rank's rows; then :meth:`step`, :meth:`weights` and :meth:`averaged` are for all
+    ranks to call together.
+
     Args:
-        model: its parameters become the compute weights (cast to ``dtype``).
+        model: its parameters become the compute weights (cast to ``dtype``; where they are sharded, when gathered).
         blocks: row sizes of the logical matrices inside fused ones, by parameter name; the names in it are Muon's.
     """
 
@@ -103,19 +100,25 @@ class Optimizer:
     ) -> None:
         self.settings = settings
         self.names = [name for name, _ in model.named_parameters()]
-        self.masters = [parameter.detach().float().clone() for parameter in model.parameters()]
-        model.to(dtype)
         self.parameters = list(model.parameters())
-        if dtype == torch.float32:
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                parameter.data = master
+        self.layout = layout_of(self.parameters)
+        self.dtype = dtype
+        if isinstance(self.layout, Sharded):
+            self.masters = self.shadows = [self.layout.local(parameter) for parameter in self.parameters]
+        else:
+            self.masters = [parameter.detach().float().clone() for parameter in self.parameters]
+            model.to(dtype)
+            if dtype == torch.float32:
+                for parameter, master in zip(self.parameters, self.masters, strict=True):
+                    parameter.data = master
+            self.shadows = self.masters if dtype == torch.float32 else [weight.data for weight in self.parameters]
         self.muon = {i for i, name in enumerate(self.names) if settings.muon and name in blocks}
-        self.groups: dict[tuple[int, int], _MuonGroup] = {}
+        self.groups: dict[tuple[int, int], list[Block]] = {}
         for i in sorted(self.muon):
             row = 0
             for size in blocks[self.names[i]]:
                 columns = self.masters[i].shape[1]
-                self.groups.setdefault((size, columns), _MuonGroup()).blocks.append((i, row, row + size))
+                self.groups.setdefault((size, columns), []).append(Block(i, row, row + size))
                 row += size
         self.adam = [i for i in range(len(self.names)) if i not in self.muon]
         self.first = [torch.zeros_like(master) for master in self.masters]
@@ -126,13 +129,11 @@ class Optimizer:
 
     def collect(self) -> None:
         """Take the gradients of one micro-batch; further calls before ``step`` add to them in float32."""
+        gradients = [self.layout.local(parameter.grad) for parameter in self.parameters]  # type: ignore[arg-type]
         if self._sums is None:
-            self._sums = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+            self._sums = gradients
         else:
-            self._sums = [
-                total.float().add_(parameter.grad)  # type: ignore[arg-type]
-                for total, parameter in zip(self._sums, self.parameters, strict=True)
-            ]
+            self._sums = [total.float().add_(gradient) for total, gradient in zip(self._sums, gradients, strict=True)]
         self.discard_micro_batch()
 
     def discard_micro_batch(self) -> None:
@@ -154,7 +155,7 @@ class Optimizer:
         """
         assert self._sums is not None, "collect() gradients before step()"
         gradients, self._sums = self._sums, None
-        norm = kernels.grad_norm(gradients) / weight
+        norm = self.layout.norm(kernels.grad_norm(gradients)) / weight
         if not math.isfinite(norm):
             return norm
         self.steps += 1
@@ -162,7 +163,7 @@ class Optimizer:
         settings = self.settings
         kernels.adamw_step(
             [self.masters[i] for i in self.adam],
-            [self.parameters[i].data for i in self.adam],
+            [self.shadows[i] for i in self.adam],
             [gradients[i] for i in self.adam],
             [self.first[i] for i in self.adam],
             [self.second[i] for i in self.adam],
@@ -185,48 +186,61 @@ class Optimizer:
             gradient = gradients[i].float().mul_(scale)
             self.first[i].lerp_(gradient, 1 - momentum)
             nesterov[i] = gradient.lerp_(self.first[i], momentum)
-        for (rows, columns), group in self.groups.items():
-            stacked = torch.stack([nesterov[i][start:end] for i, start, end in group.blocks])
-            update = orthogonalise(stacked.to(self.parameters[0].dtype))
+        for (rows, columns), blocks in self.groups.items():
+            update = orthogonalise(self.layout.gather(nesterov, blocks, self.dtype))
             # Scaled to the root-mean-square of an AdamW update (arXiv 2502.16982), so both share one rate.
             size = 0.2 * max(rows, columns) ** 0.5 * rate
-            for (i, start, end), block in zip(group.blocks, update, strict=True):
-                self.masters[i][start:end].mul_(decay).add_(block, alpha=-size)
+            for i, part, block in self.layout.scatter(update, blocks):
+                self.masters[i][part].mul_(decay).add_(block, alpha=-size)
         for i in self.muon:
-            if self.parameters[i].data is not self.masters[i]:
-                self.parameters[i].data.copy_(self.masters[i])
+            if self.shadows[i] is not self.masters[i]:
+                self.shadows[i].copy_(self.masters[i])
 
     def weights(self) -> dict[str, Tensor]:
         """The fp32 masters by name."""
-        return dict(zip(self.names, self.masters, strict=True))
+        return self._whole(self.masters)
 
     def averaged(self) -> dict[str, Tensor]:
         """Their moving average by name, where there is one; else themselves."""
-        return dict(zip(self.names, self.ema or self.masters, strict=True))
+        return self._whole(self.ema or self.masters)
+
+    def _whole(self, parts: list[Tensor]) -> dict[str, Tensor]:
+        return {name: self.layout.whole(i, parts[i]) for i, name in enumerate(self.names)}
 
     def state(self) -> dict[str, Any]:
-        """Everything an exact resume needs."""
-        return {
-            "steps": self.steps,
-            "masters": self.masters,
-            "first": self.first,
-            "second": self.second,
-            "ema": self.ema,
+        """Everything an exact resume needs; the tensors by parameter name, not copied."""
+        return {"steps": self.steps} | {
+            kind: {self.names[i]: self.layout.tagged(i, tensor) for i, tensor in tensors.items()}
+            for kind, tensors in self._held().items()
         }
+
+    def _held(self) -> dict[str, dict[int, Tensor]]:
+        """All tensors that training goes on with, by kind and parameter index."""
+        lists = {"masters": self.masters, "first": self.first, "ema": self.ema}
+        return {kind: dict(enumerate(tensors)) for kind, tensors in lists.items()} | {"second": self.second}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state written by :meth:`state`."""
+        """Take over a state written by :meth:`state`.
+
+        Raises:
+            ValueError: a tensor is missing, surplus or of another shape.
+        """
+        for kind, tensors in self._held().items():
+            theirs = state[kind]
+            if other := {self.names[i] for i in tensors} ^ theirs.keys():
+                raise ValueError(f"it does not hold the same {kind}: {min(other)}")
+            for i, mine in tensors.items():
+                shape, other_shape = self.parameters[i].shape, theirs[self.names[i]].shape
+                if shape != other_shape:
+                    raise ValueError(f"{self.names[i]} is {list(other_shape)} there and {list(shape)} here")
+                mine.copy_(self.layout.part(i, theirs[self.names[i]]))
         self.steps = state["steps"]
-        theirs_all = state["masters"] + state["first"] + state["ema"]
-        for mine, theirs in zip(self.masters + self.first + self.ema, theirs_all, strict=True):
-            mine.copy_(theirs)
-        for i, theirs in state["second"].items():
-            self.second[i].copy_(theirs)
         self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:
         """Write the masters into the compute weights."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            parameter.data.copy_(master)
+        for shadow, master in zip(self.shadows, self.masters, strict=True):
+            if shadow is not master:
+                shadow.copy_(master)

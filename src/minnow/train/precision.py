@@ -38,15 +38,16 @@ def _probe_seconds(threads: int, rounds: int) -> float:
     return sorted(times)[rounds // 2]
 
 
-def choose_threads(wanted: int | None = None, rounds: int = 15) -> int:
+def choose_threads(wanted: int | None = None, rounds: int = 15, processes: int = 1) -> int:
     """Set and return torch's thread count: ``wanted``, or the fastest of 1, 2, 4, … by measurement.
 
-    On a shared machine two threads can be ten times slower than one, so the count is measured, never assumed.
+    ``processes`` that share the machine get a share of the cores each. On a shared machine two threads can be ten times slower than one, so the count is measured, never assumed.
     """
     if wanted is not None:
         torch.set_num_threads(wanted)
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = max(1, cores // processes)
     counts = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
     best = min(counts, key=lambda count: _probe_seconds(count, rounds))
     torch.set_num_threads(best)

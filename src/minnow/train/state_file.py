@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +23,11 @@ _FOOTER = len(_MARK) + hashlib.sha256().digest_size
 class StateFile:
     """A training state on disk; what is there is the last whole one, whatever interrupts a write.
 
-    The file is torch's own with a checksum at its end (torch reads past it): torch checks no tensor's bytes.
+    It reads what several ranks have left beside the file too (:class:`~minnow.train.state_folder.StateFolder`), and
+    whoever writes removes what the other has left.
     """
+
+    alone = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,23 +35,36 @@ class StateFile:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state file")
         self._pending: Future[None] | None = None
 
+    def newest(self) -> Path | None:
+        """The file or folder to go on from, if there is one."""
+        found = [path for path in (self.path, newest_save(self.path)) if path is not None and path.exists()]
+        # Both are there where a process was killed between writing one and removing the other.
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
     def write(self, state: dict[str, Any], wait: bool = True) -> None:
-        """Replace the file by ``state``.
+        """Replace the state on disk by ``state``.
 
         Args:
             wait: until it is written. Without it, and where writing has been slow, a thread writes a copy of
                 ``state``; the next call or :meth:`finish` raises what went wrong there.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; the earlier file stays.
+            UserError: the disk is full or the folder cannot be written; the earlier state stays.
         """
         self.finish()
         if wait or not self._slow:
             started = time.monotonic()
-            _write(self.path, state)
-            self._slow = time.monotonic() - started > SLOW_SECONDS
+            self._write(state)
+            self._slow = self._is_slow(time.monotonic() - started)
         else:
-            self._pending = self._thread.submit(_write, self.path, _copy(state))
+            self._pending = self._thread.submit(self._write, _copy(state))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        write_file(self.path, state)
+        shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
+
+    def _is_slow(self, seconds: float) -> bool:
+        return seconds > SLOW_SECONDS
 
     def finish(self) -> None:
         """Wait for a write that is under way."""
@@ -55,25 +72,31 @@ class StateFile:
         if pending is not None:
             pending.result()
 
-    def read(self) -> dict[str, Any]:
+    def read(self, like: dict[str, Any]) -> dict[str, Any]:
         """The state.
 
+        Args:
+            like: one of the same form. What several ranks wrote is read into its tensors.
+
         Raises:
-            ValueError: the file is cut short or a byte of it changed.
+            ValueError: a file is cut short or a byte of it changed, or a tensor is not as in ``like``.
         """
         self.finish()
-        size = self.path.stat().st_size - _FOOTER
-        with self.path.open("rb") as file:
-            digest = hashlib.sha256()
-            for start in range(0, max(0, size), 1 << 20):
-                digest.update(file.read(min(1 << 20, size - start)))
-            if file.read() != _MARK + digest.digest():
-                raise ValueError("its checksum is wrong")
-        loaded: dict[str, Any] = torch.load(self.path, weights_only=True)
-        return loaded
+        newest = self.newest()
+        if newest is None or newest.is_file():
+            return read_file(newest or self.path)
+        from minnow.train.state_folder import read_folder  # takes seconds
+
+        return read_folder(newest, like, self.alone)
 
 
-def _write(path: Path, state: dict[str, Any]) -> None:
+def newest_save(path: Path) -> Path | None:
+    """The last whole folder that several ranks left for the state at ``path``."""
+    return max((folder for folder in path.with_suffix("").glob("[0-9]*") if folder.is_dir()), default=None)
+
+
+def write_file(path: Path, state: dict[str, Any]) -> None:
+    """Torch's own file with a checksum at its end (torch reads past it): torch checks no tensor's bytes."""
     with whole_file(path) as temporary:
         try:
             torch.save(state, temporary)
@@ -81,6 +104,23 @@ def _write(path: Path, state: dict[str, Any]) -> None:
             raise OSError(str(error)) from error
         with temporary.open("r+b") as file:
             file.write(_MARK + hashlib.file_digest(file, "sha256").digest())
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What :func:`write_file` wrote.
+
+    Raises:
+        ValueError: the file is cut short or a byte of it changed.
+    """
+    size = path.stat().st_size - _FOOTER
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        for start in range(0, max(0, size), 1 << 20):
+            digest.update(file.read(min(1 << 20, size - start)))
+        if file.read() != _MARK + digest.digest():
+            raise ValueError("its checksum is wrong")
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
 
 
 def _copy(value: Any) -> Any:

@@ -1,0 +1,169 @@
+"""Several processes that train one model, over torch.distributed: NCCL between GPUs, gloo between CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from minnow import progress
+from minnow.errors import UserError
+from minnow.model.language_model import LanguageModel
+from minnow.train.objectives import idle
+from minnow.train.parallel import Parallel
+from minnow.train.ranks import Ranks, T
+from minnow.train.sharding import shard
+from minnow.train.state_file import StateFile
+from minnow.train.watch import Watch
+
+STUCK = timedelta(minutes=10)
+"""How long the ranks wait for one that is alive and does not come."""
+
+_POLL_SECONDS = 0.1
+
+
+class ManyRanks(Ranks):
+    """One of several processes; made by :func:`joined`."""
+
+    def __init__(self, parallel: Parallel, watch: Watch) -> None:
+        super().__init__(parallel)
+        self.watch, self.rank, self.count = watch, dist.get_rank(), dist.get_world_size()
+        self.per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        self._events = 0
+        self._signal = 0
+        self._before: dict[int, Any] = {}
+
+    def spread(self, model: LanguageModel, dtype: torch.dtype) -> None:
+        super().spread(model, dtype)
+        device, shape = next(model.parameters()).device.type, self.parallel.copies(self.count, self.per_node)
+        shard(model, dist.init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard")), dtype)
+
+    def state(self, path: Path) -> StateFile:
+        from minnow.train.state_folder import StateFolder  # takes seconds
+
+        return StateFolder(path)
+
+    def even(self, parts: list[Any]) -> list[Any]:
+        most = torch.tensor(len(parts))
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return parts + [idle(parts[0])] * (int(most) - len(parts))
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        totals = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(totals)
+        return tuple(totals.tolist())
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, dict(values))
+        names = dict.fromkeys(name for one in everyone for name in one)
+        return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+
+    def agree(self, wanted: bool) -> bool:
+        answers = torch.tensor([int(wanted and self.first), self._signal])
+        dist.all_reduce(answers, dist.ReduceOp.MAX)
+        if number := int(answers[1]):
+            self._signal = 0
+            if callable(self._before.get(number)):
+                self._before[number](number, None)
+            raise KeyboardInterrupt
+        return bool(answers[0])
+
+    @contextmanager
+    def holding_signals(self) -> Iterator[None]:
+        def hold(number: int, frame: Any) -> None:
+            self._signal = number
+
+        self._before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        if self._signal:
+            signal.raise_signal(self._signal)
+
+    def from_first(self, value: T) -> T:
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def _event(self, value: str | None = None) -> Any:
+        """Pass ``value`` on from the first rank; the others wait for it however long it takes."""
+        self._events += 1
+        key, store = f"event/{self._events}", self.watch.store
+        if self.first:
+            store.set(key, json.dumps(value))
+        while not store.check([key]):
+            if self.watch.verdict is not None:
+                raise UserError(self.watch.verdict)
+            time.sleep(_POLL_SECONDS)
+        return json.loads(store.get(key))
+
+    def once(self, work: Callable[[], None]) -> None:
+        if self.first:
+            work()
+        self._event()
+
+    def call(self, work: str | None) -> None:
+        self._event(work)
+
+    def calls(self) -> Iterator[str]:
+        while (work := self._event()) is not None:
+            yield work
+
+
+@contextmanager
+def connected(parallel: Parallel) -> Iterator[Ranks]:
+    """See :func:`minnow.train.ranks.joined`."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank:
+        progress.silence()
+    store = _connect(keep=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=STUCK, store=store, rank=rank, world_size=count)
+    watch = Watch(_connect, rank, count)
+    try:
+        yield ManyRanks(parallel, watch)
+        watch.leave()
+    except BaseException as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # this rank ends by itself, as soon as it knows why
+            signal.signal(number, signal.SIG_IGN)
+        cause = watch.explain(error)
+        if not isinstance(cause, KeyboardInterrupt):
+            _end(cause)
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+    signal.signal(signal.SIGTERM, before)
+
+
+def _end(cause: BaseException) -> NoReturn:
+    """Say why and end at once: what the interpreter would wait for on its way out may be waiting for a dead rank."""
+    if isinstance(cause, UserError):
+        sys.stderr.write(f"minnow: {cause}\n")
+    else:
+        traceback.print_exception(cause)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(cause, UserError) else 1)
+
+
+def _connect(keep: bool = False) -> dist.Store:
+    """A connection of its own to the ranks' store, which torchrun has or this process is to ``keep``."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun may keep its store when it starts the ranks again, and with it what the dead ones left there.
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"minnow/{life}", dist.TCPStore(address, port, is_master=keep, wait_for_workers=False))
