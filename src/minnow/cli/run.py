@@ -12,6 +12,7 @@ import tyro
 from minnow import progress
 from minnow.recipe import runner
 from minnow.recipe.schema import Recipe, load_recipe
+from minnow.train.ranks import joined
 
 
 def run(
@@ -42,7 +43,10 @@ def run(
     if dry_run:
         sys.stdout.write(_dry_run(resolved, restart_from, only, as_json))
         return
-    summary = runner.run(resolved, restart_from, only)
+    with joined(resolved.parallel) as ranks:
+        if not ranks.first:
+            return runner.follow(resolved, ranks)
+        summary = runner.run(resolved, restart_from, only, ranks)
     sys.stdout.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n" if as_json else _table(summary))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minnow.errors import UserError
 from minnow.files import whole_file
+from minnow.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from minnow.recipe.schema import Recipe
@@ -22,38 +23,44 @@ S = TypeVar("S")
 class Metrics:
     """A stage's ``metrics.jsonl``: one JSON object a line, appended, rewound when training resumes from a checkpoint."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
+        """None for the path: nothing is kept, as on every rank but the first."""
         self.path = path
+        if path is None:
+            return
         # A kill in the middle of a write leaves half a line; what follows must not be glued to it.
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             self._keep(lambda record: True)
 
     def record(self, **values: Any) -> None:
         """Append one line. Numpy and torch scalars become plain numbers; numbers that are not finite become null."""
+        if self.path is None:
+            return
         line = json.dumps({name: _plain_number(value) for name, value in values.items()}, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop every line whose ``step`` is beyond ``step``: they will be recorded again."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             self._keep(lambda record: record.get("step", 0) <= step)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Every complete line, oldest first."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             for line in self.path.read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):
                     yield json.loads(line)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        assert self.path is not None
         kept = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.read() if wanted(record)]
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def sync(self) -> None:
         """Force what was recorded to disk."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
@@ -79,6 +86,7 @@ class StageContext(Generic[S]):
         inputs: folders of the earlier stages this stage names, by stage name.
         seed: a seed of this stage's own, made from the recipe's seed and the stage's name; ``recipe.seed`` is the
             one that all stages share.
+        ranks: the processes that run this stage together; each is given the same but for the metrics.
     """
 
     folder: Path
@@ -87,6 +95,7 @@ class StageContext(Generic[S]):
     inputs: dict[str, Path]
     seed: int
     metrics: Metrics
+    ranks: Ranks
 
     @property
     def name(self) -> str:

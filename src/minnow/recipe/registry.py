@@ -29,6 +29,7 @@ class StageKind:
         uses: parts of the recipe that the stage reads besides its settings, as dotted names below ``seed``, ``data``
             and ``model``; a change elsewhere in those does not run the stage again.
         publishes: names of the files it writes into the run folder, beside its own.
+        together: all ranks take part in it; any other stage the first one does alone while they wait.
     """
 
     settings_class: type
@@ -37,6 +38,7 @@ class StageKind:
     version: int = 1
     uses: tuple[str, ...] = EVERYTHING
     publishes: tuple[str, ...] = ()
+    together: bool = False
 
 
 STAGES: dict[str, StageKind] = {}
@@ -70,6 +72,7 @@ def stage(
     version: int = 1,
     uses: tuple[str, ...] = EVERYTHING,
     publishes: tuple[str, ...] = (),
+    together: bool = False,
 ) -> Callable[[Callable[[StageContext[S]], dict[str, Any]]], Callable[[StageContext[S]], dict[str, Any]]]:
     """Register the decorated function as the stage kind ``kind``; see :class:`StageKind`.
 
@@ -80,7 +83,7 @@ def stage(
         raise ValueError(f"stage kind {kind!r} is registered twice")
 
     def register(run: Callable[[StageContext[S]], dict[str, Any]]) -> Callable[[StageContext[S]], dict[str, Any]]:
-        STAGES[kind] = StageKind(settings_class, run, needs, version, uses, publishes)
+        STAGES[kind] = StageKind(settings_class, run, needs, version, uses, publishes, together)
         return run
 
     return register

@@ -23,6 +23,7 @@ from minnow.recipe.machine import machine, peak_rss_bytes, release_memory, versi
 from minnow.recipe.mapping import nearest
 from minnow.recipe.registry import StageKind, stage_kinds
 from minnow.recipe.schema import Recipe, StageSpec
+from minnow.train.ranks import Ranks
 
 
 class Stopped(KeyboardInterrupt):
@@ -98,12 +99,15 @@ def survey(recipe: Recipe, restart_from: str | None = None, only: str | None = N
     return rows
 
 
-def run(recipe: Recipe, restart_from: str | None = None, only: str | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe, restart_from: str | None = None, only: str | None = None, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Run every stage that is not finished, in order; returns what ``summary.json`` holds.
 
     Args:
         restart_from: run this stage and every later one again even if finished.
         only: run no other stage than this; the stages it reads must be finished.
+        ranks: this process, the first, and those that :func:`follow` it.
 
     Raises:
         UserError: bad input, a full disk, or a run folder in use; what finished before stays whole.
@@ -111,15 +115,15 @@ def run(recipe: Recipe, restart_from: str | None = None, only: str | None = None
     """
     kinds = stage_kinds()
     forced, chosen = _selection(recipe, restart_from, only)
-    if recipe.threads is not None:
-        import torch
-
-        torch.set_num_threads(recipe.threads)
+    _set_threads(recipe)
     with folders.locked(recipe.run_folder), _signals() as received:
         folders.sweep(recipe.run_folder, recipe.stages)
         for name in forced:
             folders.forget(recipe.run_folder / name)
-        return _Run(recipe, kinds, chosen, received, restart_from is not None).all_stages()
+        ranks = ranks or Ranks()
+        summary = _Run(recipe, kinds, chosen, received, restart_from is not None, ranks).all_stages()
+        ranks.call(None)
+        return summary
 
 
 def _selection(recipe: Recipe, restart_from: str | None, only: str | None) -> tuple[set[str], set[str]]:
@@ -156,13 +160,58 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def follow(recipe: Recipe, ranks: Ranks) -> None:
+    """Take part, as a rank beside the first, in the stages that it calls the others to.
+
+    Raises:
+        Stopped: as :func:`run`.
+    """
+    kinds = stage_kinds()
+    _set_threads(recipe)
+    with _signals() as received:
+        try:
+            for name in ranks.calls():
+                spec = recipe.stages[name]
+                kinds[spec.kind].run(_context(recipe, spec, Metrics(None), ranks))
+                if received:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise Stopped("stopped", 128 + (received[-1] if received else signal.SIGINT)) from error
+
+
+def _set_threads(recipe: Recipe) -> None:
+    if recipe.threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+
+
+def _context(recipe: Recipe, spec: StageSpec, metrics: Metrics, ranks: Ranks) -> StageContext[Any]:
+    return StageContext(
+        folder=recipe.run_folder / spec.name,
+        settings=spec.settings,
+        recipe=recipe,
+        inputs={need: recipe.run_folder / need for need in spec.needs},
+        seed=folders.stage_seed(recipe.seed, spec.name),
+        metrics=metrics,
+        ranks=ranks,
+    )
+
+
 class _Run:
     """One pass over a recipe's stages and its record on disk."""
 
     def __init__(
-        self, recipe: Recipe, kinds: Mapping[str, StageKind], chosen: set[str], received: list[int], restarted: bool
+        self,
+        recipe: Recipe,
+        kinds: Mapping[str, StageKind],
+        chosen: set[str],
+        received: list[int],
+        restarted: bool,
+        ranks: Ranks,
     ) -> None:
         self.recipe = recipe
+        self.ranks = ranks
         self.kinds = kinds
         self.chosen = chosen
         self.received = received
@@ -216,17 +265,11 @@ class _Run:
         if decision.action == "run":
             folders.start_afresh(stage_folder, inputs, spec.kind, spec.settings)
         metrics = Metrics(stage_folder / "metrics.jsonl")
-        context = StageContext(
-            folder=stage_folder,
-            settings=spec.settings,
-            recipe=self.recipe,
-            inputs={need: self.folder / need for need in spec.needs},
-            seed=folders.stage_seed(self.recipe.seed, spec.name),
-            metrics=metrics,
-        )
         release_memory()
         began = time.monotonic()
-        result = kind.run(context)
+        if kind.together:
+            self.ranks.call(spec.name)
+        result = kind.run(_context(self.recipe, spec, metrics, self.ranks if kind.together else self.ranks.alone()))
         if self.received:
             # The stage took the interrupt for its own and returned early: its result is not the whole one.
             raise KeyboardInterrupt

@@ -30,6 +30,7 @@ from minnow.model.config import (
 )
 from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
+from minnow.train.parallel import Parallel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -198,6 +199,7 @@ class Recipe:
     run_folder: Path
     threads: int | None = None
     checkpoint: str | None = None
+    parallel: Parallel = field(default_factory=Parallel)
 
     @property
     def shape(self) -> ModelSettings:
@@ -216,6 +218,7 @@ class Recipe:
             "name": self.name,
             "seed": self.seed,
             "threads": self.threads,
+            "parallel": to_plain(self.parallel),
             "run_folder": str(self.run_folder),
             "data": to_plain(self.data),
             "checkpoint": self.checkpoint,
@@ -235,6 +238,7 @@ class _Document:
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     threads: int | None = None
+    parallel: Parallel = field(default_factory=Parallel)
     run_folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -350,7 +354,7 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
     if top.model is None and all(spec.kind != "checkpoint" for spec in specs.values()):
         raise UserError("model is missing; write the shape of the model, or begin with a stage of kind checkpoint")
     run_folder = top.run_folder or Path("runs") / top.name
-    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint)
+    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint, top.parallel)
 
 
 def _parse_stage(

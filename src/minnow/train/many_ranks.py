@@ -111,10 +111,13 @@ class ManyRanks(Ranks):
             time.sleep(_POLL_SECONDS)
         return json.loads(store.get(key))
 
-    def once(self, work: Callable[[], None]) -> None:
+    def after_first(self, make: Callable[[], T]) -> T:
         if self.first:
-            work()
+            made = make()
+            self._event()
+            return made
         self._event()
+        return make()
 
     def call(self, work: str | None) -> None:
         self._event(work)

@@ -81,9 +81,9 @@ class Ranks:
         """What the first rank has."""
         return value
 
-    def once(self, work: Callable[[], None]) -> None:
-        """Have the first rank alone do something that the others then find done; it may take long."""
-        work()
+    def after_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives; the others call it once the first has left on the disk what takes long to make."""
+        return make()
 
     def call(self, work: str | None) -> None:
         """Tell the others, who wait in :meth:`calls`, to take part in something; None: it was the last thing."""

@@ -44,7 +44,7 @@ class DistilSettings(TextTrainingSettings):
             )
 
 
-@stage("distil", DistilSettings, version=2)
+@stage("distil", DistilSettings, version=2, together=True)
 def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
     """Train from random weights on the text and on what a teacher expects of it."""
     settings = context.settings
@@ -63,11 +63,12 @@ def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
             return lambda batch: batch
         folder, k = context.state / "teacher", settings.distillation.k
         digest = f"{weights_digest(settings.teacher)} {known.digest} {k} {len(loader)} {loader.length}"
-        cache = (
-            TeacherCache.open(folder, digest)
-            if folder.exists()
-            else TeacherCache.build(teacher, loader, k, folder, digest)
-        )
-        return cache.batch
+
+        def cache() -> TeacherCache:
+            if folder.exists():
+                return TeacherCache.open(folder, digest)
+            return TeacherCache.build(teacher, loader, k, folder, digest)
+
+        return context.ranks.after_first(cache).batch
 
     return train_on_text(context, objective, prepare)

@@ -130,7 +130,9 @@ def settled(context: StageContext[Any], training: TrainSettings, model: Language
 
 def set_threads(context: StageContext[Any], device: torch.device | str = "cpu") -> None:
     """Give torch the recipe's threads, or the fastest number of them; say so, and which kernels ``device`` has."""
-    threads = choose_threads(context.recipe.threads)
+    ranks = context.ranks
+    fastest = choose_threads(context.recipe.threads, processes=ranks.per_node)
+    threads = choose_threads(ranks.from_first(fastest))
     say(f"{context.name}: {threads} thread{'s' if threads > 1 else ''}, {kernels.describe(device)}")
 
 
@@ -139,7 +141,7 @@ def train(
 ) -> None:
     """Run a trainer under a progress bar; ``metrics`` are those that it records."""
     # Without a saved state even what was measured before the first step comes again.
-    metrics.rewind(trainer.done_steps if trainer.state_file.exists() else -1)
+    metrics.rewind(trainer.done_steps if trainer.resumed else -1)
     with track(trainer.settings.steps, label, "step", done=trainer.done_steps) as bar:
 
         def progress(steps: int, note: str) -> None:
@@ -162,14 +164,18 @@ def train_stage(
 
     def checkpoint(step: int) -> None:
         weights = trainer.optimizer.averaged()
-        write_checkpoint(lambda folder: save_checkpoint(trainer.model, save_as, folder, weights), kept, step, settings)
+        if context.ranks.first:
+            write_checkpoint(
+                lambda folder: save_checkpoint(trainer.model, save_as, folder, weights), kept, step, settings
+            )
 
     train(trainer, context.name, context.metrics, check, check_every, checkpoint)
     weights = trainer.optimizer.averaged()
-    if settings.average:
-        last = [folder for _, folder in newest(kept)[-settings.average :]]
-        weights = soup([load_model(folder).state_dict() for folder in last]) if last else weights
-    save_trained(context, trainer, save_as, weights)
+    if context.ranks.first:
+        if settings.average:
+            last = [folder for _, folder in newest(kept)[-settings.average :]]
+            weights = soup([load_model(folder).state_dict() for folder in last]) if last else weights
+        save_trained(context, trainer, save_as, weights)
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "steps": trainer.done_steps,
@@ -195,13 +201,14 @@ def text_rows(
     context: StageContext[Any], settings: TextTrainingSettings, words: Tokenizer, seed: int
 ) -> tuple[RampedLoader, int, Packed]:
     """What a stage reads of the recipe's text in an order of ``seed``, the tokens there are, and held-out rows."""
-    loader, tokens = text_loader(context, settings, words, seed)
+    # The first rank tokenises, and the others find it done.
+    loader, tokens = context.ranks.after_first(lambda: text_loader(context, settings, words, seed))
     ramped = RampedLoader(loader, settings.ramp, InputDropout(settings.input_dropout, seed, words.pad_id))
     held_out = held_out_documents(context.recipe, words, settings.documents)
     return ramped, tokens, held_out_rows(held_out, words, settings.row_length, settings.held_out_rows, seed)
 
 
-@stage("pretrain", TextTrainingSettings, version=2)
+@stage("pretrain", TextTrainingSettings, version=2, together=True)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     """Next-token training from random weights or an earlier stage's."""
     return train_on_text(context, next_token, lambda loader: lambda batch: batch)
@@ -229,10 +236,11 @@ def train_on_text(
     trainer = Trainer(
         model,
         objective,
-        Prefetch(lambda step: [made(loader.batch(step))]),
+        Prefetch(lambda step: [made(loader.batch(step, context.ranks.rank, context.ranks.count))]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
+        context.ranks,
     )
 
     def check(trainer: Trainer) -> bool:
@@ -242,7 +250,8 @@ def train_on_text(
         return True
 
     result = train_stage(context, trainer, words, check if len(measured.tokens) else None, settings.measure_every)
-    if len(measured.tokens) and (settings.training.optimizer.ema or settings.training.checkpoints.average):
+    averages = settings.training.optimizer.ema or settings.training.checkpoints.average
+    if context.ranks.first and len(measured.tokens) and averages:
         averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
         trainer.notes.update(held_out_loss(averaged, measured, words))
     read = {
@@ -292,7 +301,7 @@ def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[l
     return made
 
 
-@stage("sft", SftSettings, version=2)
+@stage("sft", SftSettings, version=2, together=True)
 def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     """Train on the references of every task, on assistant tokens only."""
     settings = context.settings
@@ -303,9 +312,10 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     trainer = Trainer(
         model,
         next_token,
-        Prefetch(lambda step: [loader.batch(step)]),
+        Prefetch(lambda step: [loader.batch(step, context.ranks.rank, context.ranks.count)]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
+        context.ranks,
     )
     return train_stage(context, trainer, words) | {"epochs": loader.epochs(trainer.done_steps)}
