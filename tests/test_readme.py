@@ -100,6 +100,10 @@ def check_command(command: str, monkeypatch: pytest.MonkeyPatch, text_file: Path
         program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
         if program == "minnow":
             check_minnow(arguments, monkeypatch, text_file)
+        elif program == "torchrun":
+            place = arguments.index("minnow")
+            assert arguments[place - 1] == "-m", command
+            check_minnow(arguments[place + 1 :], monkeypatch, text_file)
         elif program == "make":
             targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(arguments) <= set(targets), f"{command}: the Makefile has no such target"
