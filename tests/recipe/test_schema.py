@@ -58,6 +58,7 @@ def test_overrides_are_yaml_typed_and_leave_the_document_alone(recipe_file: Call
         ("model.heads=0", "model: heads is 0; it must be at least 1"),
         ("name=../up", "name: '../up' cannot name a folder"),
         ("threads=0", "threads is 0"),
+        ("parallel.shard=0", "parallel.shard is 0"),
         ("stages.again.kind=dubble", "there is no stage kind 'dubble'; did you mean double?"),
         ("stages.again.source=conut", "reads stage 'conut', which the recipe does not have; did you mean count?"),
         ("stages.again.source=report", "reads stage 'report', which comes after it; move report before again"),
