@@ -147,6 +147,7 @@ def connected(parallel: Parallel) -> Iterator[Ranks]:
         cause = watch.explain(error)
         if not isinstance(cause, KeyboardInterrupt):
             _end(cause)
+        watch.stop()
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()

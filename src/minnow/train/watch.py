@@ -119,6 +119,10 @@ class Watch:
     def leave(self) -> None:
         """The work is done."""
         self._go(DEAD_SECONDS)
+        self.stop()
+
+    def stop(self) -> None:
+        """No more looking; a thread inside a store would hold up the end of the process."""
         self._left.set()
         self._thread.join()
 
