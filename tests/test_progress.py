@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from minnow import progress
-from minnow.progress import Meter, duration, quantity, say, track
+from minnow.progress import Meter, curve, duration, quantity, say, track
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,25 @@ def test_on_a_terminal_nested_work_shares_one_display(
     captured = capsys.readouterr()
     assert captured.out == "" and "a line above the bars" in captured.err
     assert "outer" in captured.err and "7 rows" in captured.err and "2/2 stages" in captured.err
+
+
+def test_shown_numbers_are_a_table_on_a_terminal_and_words_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> str:
+        with track(3, "pretrain", "steps") as bar:
+            for loss in (3.0, 2.0, 1.0):
+                bar.show({"tokens/s": "25.8k", "memory": f"{loss} GiB"}, loss)
+                bar.advance()
+        return capsys.readouterr().err
+
+    assert run().strip().endswith("tokens/s 25.8k, memory 1.0 GiB in 0 s")
+    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    drawn = run()
+    assert "█▅▁" in drawn and "1.0 GiB" in drawn and "steps/s" in drawn
+
+
+def test_a_curve_spans_its_values() -> None:
+    assert curve([4.0, 2.0, 0.5]) == "█▄▁" and curve([1.0, 1.0]) == "▁▁" and curve([]) == ""

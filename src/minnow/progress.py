@@ -1,24 +1,29 @@
 """Progress of long work on stderr: how much is done, the rate and the time left.
 
-On a terminal every running :func:`track` is one bar; elsewhere (a log file, CI) it is a line every ten seconds.
+On a terminal every running :func:`track` is one bar, with a table below it where it has numbers to show; elsewhere (a log
+file, CI) it is a line every ten seconds.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
+_CURVE_POINTS = 40
+_LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def duration(seconds: float) -> str:
@@ -42,6 +47,14 @@ def quantity(value: float) -> str:
     if value == int(value):
         return str(int(value))
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def curve(values: Iterable[float]) -> str:
+    """Values as bars of eight heights between their lowest and highest, such as ``█▅▃▂▁``."""
+    known = list(values)
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    scale = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_LEVELS[round((value - low) * scale)] for value in known)
 
 
 class Meter:
@@ -86,6 +99,8 @@ class Progress:
         self._began = time.monotonic()
         self._shown = self._began
         self._note = ""
+        self._numbers: dict[str, str] = {}
+        self._curve: deque[float] = deque(maxlen=_CURVE_POINTS)
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -121,6 +136,17 @@ class Progress:
         """Show ``text`` (such as the loss) behind the numbers from the next update on."""
         self._note = text
 
+    def show(self, numbers: Mapping[str, str], point: float | None = None) -> None:
+        """Show named numbers from the next update on, the latest of each name: in the table on a terminal, else behind
+        the note.
+
+        Args:
+            point: the next of the loss curve that the table ends with.
+        """
+        self._numbers |= numbers
+        if point is not None and math.isfinite(point):
+            self._curve.append(point)
+
     def status(self) -> str:
         """The numbers in words, such as ``120/500 steps, 4.20 steps/s, 1 min 30 s left, loss 2.31``."""
         done = quantity(self._meter.done)
@@ -131,11 +157,14 @@ class Progress:
         left = self._meter.left(self._total)
         if left:
             parts.append(f"{duration(left)} left")
-        return ", ".join([*parts, self._note] if self._note else parts)
+        parts += [self._note] if self._note else []
+        if self._task is None:
+            parts += [f"{name} {text}" for name, text in self._numbers.items()]
+        return ", ".join(parts)
 
     def _show(self) -> None:
         if self._task is not None:
-            _display.update(self._task, self._meter.done, self.status())
+            _display.update(self._task, self._meter.done, self.status(), self._numbers, curve(self._curve))
 
 
 class _Display:
@@ -144,6 +173,7 @@ class _Display:
     def __init__(self) -> None:
         self._rich: RichProgress | None = None
         self._open = 0
+        self._tables: dict[TaskID, tuple[Mapping[str, str], str]] = {}
 
     def open(self, label: str, total: float | None, done: float) -> TaskID:
         if self._rich is None:
@@ -151,8 +181,18 @@ class _Display:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
 
+            tables = self._tables
+
+            class View(RichProgress):
+                """The bars, and below them what each has to show."""
+
+                def get_renderables(self) -> Iterator[RenderableType]:
+                    yield from super().get_renderables()
+                    for numbers, drawn in tables.values():
+                        yield _table(numbers, drawn)
+
             # No refresh thread: two cores have better things to do, and every advance() refreshes anyway.
-            self._rich = RichProgress(
+            self._rich = View(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[status]}", markup=False),
@@ -164,7 +204,9 @@ class _Display:
         self._open += 1
         return self._rich.add_task(label, total=total, completed=int(done), status="")
 
-    def update(self, task: TaskID, done: float, status: str) -> None:
+    def update(self, task: TaskID, done: float, status: str, numbers: Mapping[str, str], drawn: str) -> None:
+        if numbers:
+            self._tables[task] = numbers, drawn
         if self._rich is not None:
             self._rich.update(task, completed=done, status=status, refresh=True)
 
@@ -173,12 +215,26 @@ class _Display:
         if self._open == 0 and self._rich is not None:
             self._rich.stop()
             self._rich = None
+            self._tables.clear()
 
     def say(self, text: str) -> bool:
         if self._rich is None:
             return False
         self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
         return True
+
+
+def _table(numbers: Mapping[str, str], drawn: str) -> RenderableType:
+    """Names and numbers in two columns of pairs, the curve below them."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    cells = [Text(cell, style) for name, text in numbers.items() for cell, style in ((f"  {name}", "dim"), (text, ""))]
+    for begin in range(0, len(cells), 4):
+        grid.add_row(*cells[begin : begin + 4])
+    return Group(grid, Text.assemble(("  loss  ", "dim"), drawn)) if drawn else grid
 
 
 _display = _Display()

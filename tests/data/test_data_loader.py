@@ -75,6 +75,9 @@ def test_a_mixture_numbers_its_rows_through_all_sources_and_reads_some_of_them_i
     ordered = numbers[numbers >= 6]
     assert ordered.tolist() == [6 + n % 5 for n in range(18)]
     assert sorted(numbers[numbers < 6].tolist()) == list(range(6))
+    assert torch.equal(
+        torch.cat([batch.sources for batch in batches if batch.sources is not None]), (numbers >= 6).long()
+    )
     assert [(row - 6 if row >= 6 else row) for row in numbers.tolist()] == [
         row for batch in batches for row in seen(batch)
     ]

@@ -61,9 +61,16 @@ def recipe() -> dict[str, Any]:
                 "rows": 8,
                 "measure_every": 5,
                 "held_out_rows": 8,
+                "evaluate": {"every": 4, "prompts": 3, "prompt_tokens": 8, "max_new_tokens": 40},
                 "training": training(12, 2e-2, muon=True),
             },
-            "sft": {"examples": 20, "row_length": 64, "rows": 8, "training": training(12, 1e-2, muon=True)},
+            "sft": {
+                "examples": 20,
+                "row_length": 64,
+                "rows": 8,
+                "evaluate": {"every": 6, "prompts": 3, "max_new_tokens": 40},
+                "training": training(12, 1e-2, muon=True),
+            },
             "measure-sft": {"kind": "measure", "checkpoint": "sft", "temperatures": [0.0, 1.0], **small},
             "pairs": {
                 "checkpoint": "sft",

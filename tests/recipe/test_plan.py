@@ -17,9 +17,10 @@ from minnow.model.config import ATTENTION, CONV, ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.recipe import plan as planning
 from minnow.recipe import speed
-from minnow.recipe.plan import activation_bytes, format_plan, plan, training_memory
+from minnow.recipe.plan import format_plan, plan
 from minnow.recipe.registry import stage_kinds
 from minnow.recipe.schema import Recipe, parse_recipe
+from minnow.train.memory import activation_bytes, training_memory
 from minnow.train.objectives import next_token
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype
@@ -133,7 +134,7 @@ def test_activations_are_what_autograd_saves(layers: tuple[str, ...], dtype: tor
 
 
 def test_more_rows_than_the_budget_allows_are_scaled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_product_speed", lambda: 1e9)
+    monkeypatch.setattr(speed, "peak_flops", lambda device: 1e9)
     per_row = flops_per_token(SMALL, 16) * 32
     budget = 5 * per_row * speed._OVERHEAD * speed._PASSES / 1e9
     found = speed.measure_step(SMALL, 50, 32, budget=budget)
@@ -146,7 +147,7 @@ def test_a_model_beyond_the_budget_or_the_memory_is_timed_by_its_products(monkey
     assert held.method == "products" and held.repeats == len(
         {(192, 64), (64, 64), (128, 64), (320, 64), (64, 160), (512, 64)}
     )
-    monkeypatch.setattr(speed, "_product_speed", lambda: 1.0)
+    monkeypatch.setattr(speed, "peak_flops", lambda device: 1.0)
     assert speed.measure_step(SMALL, 4, 32, budget=0.01).method == "products"
 
 

@@ -29,6 +29,7 @@ from minnow.recipe.report.markup import bytes_text, counted, percent
 from minnow.recipe.runner import survey
 from minnow.recipe.schema import load_recipe
 from minnow.recipe.stages.alignment import REFERENCES
+from minnow.recipe.vitals import NOISY
 from minnow.tasks import PocketWorld
 
 BEFORE = ("tokenizer", "pretrain", "sft", "measure-sft", "pairs", "dpo", "measure-dpo", "grpo", "measure-grpo")
@@ -96,8 +97,8 @@ def lines(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def untimed(value: Any) -> Any:
-    """A result without what a clock gave it."""
-    clocks = {"seconds", "tokens_per_second", "load_seconds"}
+    """A result without what the machine gave it."""
+    clocks = {*NOISY, "load_seconds"}
     if isinstance(value, dict):
         return {key: untimed(item) for key, item in value.items() if key not in clocks}
     return [untimed(item) for item in value] if isinstance(value, list) else value

@@ -417,6 +417,25 @@ def test_out_of_memory_halves_the_micro_batch(
     assert max(sizes) == 2
 
 
+def test_a_planned_limit_cuts_micro_batches_and_a_begun_run_keeps_to_its_own(tmp_path: Path) -> None:
+    def three_rows(step: int) -> list[Batch]:
+        return toy.batches(step)[:1]
+
+    trainer, records = toy.make_trainer(tmp_path, batches=three_rows)
+    trainer.limit(16)
+    trainer.run()
+    trainer.save()
+    small, wanted = toy.make_trainer(tmp_path / "small", batches=lambda step: split_rows(three_rows(step)[0], 1))
+    small.run()
+    assert losses(records) == losses(wanted) and toy.digest(trainer) == toy.digest(small)
+    resumed, _ = toy.make_trainer(tmp_path, steps=9, batches=three_rows)
+    resumed.limit(1000)
+    objective, sizes = resumed.objective, []
+    resumed.objective = lambda model, batch: (sizes.append(len(batch.tokens)), objective(model, batch))[1]
+    resumed.run()
+    assert sizes == [1, 1, 1]
+
+
 def test_a_row_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     trainer, _ = toy.make_trainer(tmp_path)
 

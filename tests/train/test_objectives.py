@@ -86,3 +86,28 @@ def test_a_batch_without_targets_weighs_nothing(make_model: Callable[..., Backbo
     loss.total.backward()
     assert loss.weight == 0 and float(loss.total.detach()) == 0
     assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_sources_of_a_batch_are_reported_and_change_nothing(make_model: Callable[..., Backbone]) -> None:
+    """Loss and gradient are those of the whole, and each source's are those of its rows alone."""
+    model = make_model(vocab_size=512).float()
+    tokens = torch.randint(14, 512, (5, 17), generator=torch.Generator().manual_seed(0))
+    fields = tokens[:, :-1], tokens[:, 1:].clone(), torch.ones_like(tokens[:, 1:])
+    fields[1][0, :9] = kernels.IGNORED
+    sources = torch.tensor([2, 0, 2, 2, 0])
+    losses, gradients = [], []
+    for batch in (Batch(*fields), Batch(*fields, sources=sources)):
+        model.zero_grad()
+        losses.append(next_token(model, batch))
+        losses[-1].total.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # type: ignore[union-attr]
+    plain, split = losses
+    assert (
+        float(split.total.detach()) == pytest.approx(float(plain.total.detach()), rel=1e-5)
+        and split.weight == plain.weight == 71
+    )
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-5
+    alone = next_token(model, Batch(*(values[sources == 2] for values in fields)))
+    assert split.metrics["source.2.loss"] == pytest.approx(float(alone.total.detach()), rel=1e-5)
+    assert split.metrics["source.2.tokens"] == alone.weight == 39
+    assert set(split.metrics) == {f"source.{n}.{what}" for n in (0, 2) for what in ("loss", "tokens")}

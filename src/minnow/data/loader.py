@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from minnow.data.order import Mixture, Permutation
@@ -83,17 +84,25 @@ class Loader:
         if last - first < world:
             raise UserError(f"a batch of {last - first} rows cannot be shared by {world} ranks; use more rows")
         numbers = self._order(first, last)
-        return take(self, numbers[rank * len(numbers) // world : (rank + 1) * len(numbers) // world])
+        chosen = numbers[rank * len(numbers) // world : (rank + 1) * len(numbers) // world]
+        batch = take(self, chosen)
+        if len(self.sources) > 1:
+            batch.sources = torch.from_numpy(self._owners(chosen))
+        return batch
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def fill(self, rows: NDArray[np.int64], batch: Batch, places: NDArray[np.int64]) -> None:
         """Write corpus rows by number, counted through all sources; a loader is its corpus's :class:`Rows`."""
-        owners = np.searchsorted(self._first, rows, side="right") - 1
+        owners = self._owners(rows)
         for owner in np.unique(owners):
             here = owners == owner
             self.sources[owner].rows.fill(rows[here] - self._first[owner], batch, places[here])
+
+    def _owners(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The source's number of each corpus row."""
+        return np.searchsorted(self._first, rows, side="right") - 1
 
     def epochs(self, step: int) -> float:
         """How many times the corpus, all sources together, has been read before ``step``."""

@@ -22,12 +22,14 @@ class Batch:
         targets: the next id of the same document, -100 where nothing is trained.
         documents: 0 is padding, 1, 2, … number the documents within a row.
         rows: ``[rows]`` the corpus rows these are, numbered through all sources; None where the batch is of no corpus.
+        sources: ``[rows]`` the number of each row's source; None where there is one.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     documents: torch.Tensor
     rows: torch.Tensor | None = field(default=None, kw_only=True)
+    sources: torch.Tensor | None = field(default=None, kw_only=True)
 
 
 class Rows(Protocol):

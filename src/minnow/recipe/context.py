@@ -21,11 +21,15 @@ S = TypeVar("S")
 
 
 class Metrics:
-    """A stage's ``metrics.jsonl``: one JSON object a line, appended, rewound when training resumes from a checkpoint."""
+    """A stage's ``metrics.jsonl``: one JSON object a line, appended, rewound when training resumes from a checkpoint.
 
-    def __init__(self, path: Path | None) -> None:
-        """None for the path: nothing is kept, as on every rank but the first."""
-        self.path = path
+    Args:
+        path: None where nothing is kept, as on every rank but the first.
+        log: is given every line as well.
+    """
+
+    def __init__(self, path: Path | None, log: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.path, self._log = path, log
         if path is None:
             return
         # A kill in the middle of a write leaves half a line; what follows must not be glued to it.
@@ -36,9 +40,12 @@ class Metrics:
         """Append one line. Numpy and torch scalars become plain numbers; numbers that are not finite become null."""
         if self.path is None:
             return
-        line = json.dumps({name: _plain_number(value) for name, value in values.items()}, ensure_ascii=False)
+        plain = {name: _plain_number(value) for name, value in values.items()}
+        line = json.dumps(plain, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        if self._log is not None:
+            self._log(plain)
 
     def rewind(self, step: int) -> None:
         """Drop every line whose ``step`` is beyond ``step``: they will be recorded again."""

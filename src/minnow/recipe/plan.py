@@ -10,28 +10,15 @@ import torch
 
 from minnow.model import kernels
 from minnow.model.accounting import flops_per_token, parameter_parts
-from minnow.model.backbone import Backbone
-from minnow.model.config import (
-    Attention,
-    Dense,
-    FeedForward,
-    GatedDelta,
-    GatedLinear,
-    Mixer,
-    ModelConfig,
-    ShortConv,
-)
-from minnow.model.kernels.reference import CHUNK_LOGITS
+from minnow.model.config import ModelConfig
 from minnow.progress import duration, quantity
 from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step, takes_muon
 from minnow.train.loop import TrainSettings
+from minnow.train.memory import training_memory
 from minnow.train.precision import compute_dtype
 
-# Bytes that plain torch keeps for the backward pass where the fused operations keep one value, by bytes of a value;
-# counted on convolution, attention and mixed stacks. It works in float32 inside either way.
-_UNFUSED_BYTES = {2: 5.5, 4: 6.2}
 _METHODS = {
     "steps": "real training steps",
     "products": "matrix products of the model's shapes alone: a whole step takes up to twice as long",
@@ -96,70 +83,6 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             "not_estimated": [stage["stage"] for stage in stages if not stage["estimated"]],
         },
     }
-
-
-def training_memory(config: ModelConfig, rows: int, length: int, muon: bool) -> dict[str, int]:
-    """Bytes that training holds, by purpose, for a step of ``rows`` rows of ``length`` tokens in one batch.
-
-    ``update`` is what Muon needs beside the gradients; it comes when ``activations`` and ``logits`` have gone, so the
-    ``peak`` holds the larger of the two.
-    """
-    with torch.device("meta"):
-        model = Backbone(config)
-    everything = sum(weight.numel() for weight in model.parameters())
-    matrices = model.matrices() if muon else {}
-    orthogonal = sum(weight.numel() for name, weight in model.named_parameters() if name in matrices)
-    item = compute_dtype().itemsize
-    memory = {
-        "masters": 4 * everything,
-        "weights": item * everything if item < 4 else 0,
-        "optimiser": 4 * everything + 4 * (everything - orthogonal),
-        "gradients": item * everything,
-        "activations": activation_bytes(config, rows * length, item),
-        "logits": _logit_bytes(config, rows * length, item),
-        "update": (4 + 3 * item) * orthogonal,
-    }
-    held = sum(memory[name] for name in ("masters", "weights", "optimiser", "gradients"))
-    return memory | {"peak": held + max(memory["activations"] + memory["logits"], memory["update"])}
-
-
-def activation_bytes(config: ModelConfig, tokens: int, item: int) -> int:
-    """Bytes kept between the forward and the backward pass of ``tokens`` tokens, ``item`` bytes a value.
-
-    Counts the inputs that the fused operations and the linear maps save; pure torch keeps a fixed factor more.
-    """
-    width = config.hidden_size
-    values = 3 * width + sum(
-        4 * width + _mixer_values(layer.mixer, width) + _feed_forward_values(layer.feed_forward, width)
-        for layer in config.layers
-    )
-    fused = item == 2 and kernels.describe().startswith("fused")
-    return round(tokens * values * (item if fused else _UNFUSED_BYTES[item]))
-
-
-def _mixer_values(mixer: Mixer, width: int) -> int:
-    """Values per token that a mixer keeps for its backward pass; linear attention keeps more than is counted here."""
-    match mixer:
-        case Attention():
-            return 3 * mixer.head_dim * (mixer.heads + mixer.kv_heads)
-        case ShortConv():
-            return 4 * width
-        case GatedDelta():
-            return 12 * (mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim)
-        case GatedLinear():
-            return 12 * mixer.heads * (mixer.key_dim + mixer.value_dim)
-
-
-def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
-    if isinstance(feed_forward, Dense):
-        return 3 * feed_forward.width
-    return feed_forward.active * (3 * feed_forward.width + 2 * width)
-
-
-def _logit_bytes(config: ModelConfig, tokens: int, item: int) -> int:
-    """The logits of one chunk and their gradient, and the head's gradient in float32."""
-    chunk = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size)) * config.vocab_size
-    return (2 * chunk if item == 2 else 4 * 3 * chunk) + 4 * config.vocab_size * config.hidden_size
 
 
 def _trains_on_text(spec: StageSpec) -> bool:

@@ -20,9 +20,10 @@ from minnow.files import write_json
 from minnow.recipe import folder as folders
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.machine import machine, peak_rss_bytes, release_memory, versions
-from minnow.recipe.mapping import nearest
+from minnow.recipe.mapping import nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
 from minnow.recipe.schema import Recipe, StageSpec
+from minnow.recipe.tracking import check_tracker, tracked
 from minnow.train.ranks import Ranks
 
 
@@ -115,6 +116,8 @@ def run(
     """
     kinds = stage_kinds()
     forced, chosen = _selection(recipe, restart_from, only)
+    if recipe.track is not None:
+        check_tracker(recipe.track)
     _set_threads(recipe)
     with folders.locked(recipe.run_folder), _signals() as received:
         folders.sweep(recipe.run_folder, recipe.stages)
@@ -264,12 +267,14 @@ class _Run:
         stage_folder = self.folder / spec.name
         if decision.action == "run":
             folders.start_afresh(stage_folder, inputs, spec.kind, spec.settings)
-        metrics = Metrics(stage_folder / "metrics.jsonl")
         release_memory()
         began = time.monotonic()
         if kind.together:
             self.ranks.call(spec.name)
-        result = kind.run(_context(self.recipe, spec, metrics, self.ranks if kind.together else self.ranks.alone()))
+        with tracked(self.recipe.track, stage_folder, to_plain(spec.settings)) as log:
+            metrics = Metrics(stage_folder / "metrics.jsonl", log)
+            ranks = self.ranks if kind.together else self.ranks.alone()
+            result = kind.run(_context(self.recipe, spec, metrics, ranks))
         if self.received:
             # The stage took the interrupt for its own and returned early: its result is not the whole one.
             raise KeyboardInterrupt

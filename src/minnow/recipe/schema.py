@@ -30,6 +30,7 @@ from minnow.model.config import (
 )
 from minnow.recipe.mapping import convert, from_mapping, nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
+from minnow.recipe.tracking import TrackerName
 from minnow.train.parallel import Parallel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -189,6 +190,7 @@ class Recipe:
         model: of a model that is made here; None where a ``checkpoint`` is there already.
         checkpoint: its folder, or ``hf://OWNER/NAME`` on the Hugging Face hub.
         threads: None where torch may choose.
+        track: None where nothing but the run folder is to hold the metrics.
     """
 
     name: str
@@ -199,6 +201,7 @@ class Recipe:
     run_folder: Path
     threads: int | None = None
     checkpoint: str | None = None
+    track: TrackerName | None = None
     parallel: Parallel = field(default_factory=Parallel)
 
     @property
@@ -218,6 +221,7 @@ class Recipe:
             "name": self.name,
             "seed": self.seed,
             "threads": self.threads,
+            "track": self.track,
             "parallel": to_plain(self.parallel),
             "run_folder": str(self.run_folder),
             "data": to_plain(self.data),
@@ -238,6 +242,7 @@ class _Document:
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     threads: int | None = None
+    track: TrackerName | None = None
     parallel: Parallel = field(default_factory=Parallel)
     run_folder: Path | None = None
 
@@ -354,7 +359,9 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
     if top.model is None and all(spec.kind != "checkpoint" for spec in specs.values()):
         raise UserError("model is missing; write the shape of the model, or begin with a stage of kind checkpoint")
     run_folder = top.run_folder or Path("runs") / top.name
-    return Recipe(top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint, top.parallel)
+    return Recipe(
+        top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint, top.track, top.parallel
+    )
 
 
 def _parse_stage(

@@ -15,12 +15,11 @@ from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig
 from minnow.train.objectives import next_token
 from minnow.train.optimizer import Optimizer, OptimizerSettings, choose_muon
-from minnow.train.precision import compute_dtype
+from minnow.train.precision import compute_dtype, peak_flops
 
 BUDGET_SECONDS = 2.0
 _PASSES = 3  # of a step that must fit the budget: one to warm up, two to time
 _OVERHEAD = 2.0  # a whole step over its matrix products, to judge what fits
-_PROBE_SIZE = 512
 _PRODUCT_TOKENS = 256
 
 
@@ -56,7 +55,7 @@ def measure_step(
     """
     started = time.perf_counter()
     per_row = flops_per_token(config, length // 2) * length
-    fitting = int(budget * _product_speed() / (_OVERHEAD * _PASSES * per_row)) if real_steps else 0
+    fitting = int(budget * peak_flops(torch.device("cpu")) / (_OVERHEAD * _PASSES * per_row)) if real_steps else 0
     if not fitting:
         return _product_time(config, rows * per_row, started + budget)
     return _real_time(config, rows, min(rows, fitting), length, muon, started + budget)
@@ -109,12 +108,6 @@ def _product_time(config: ModelConfig, flops: float, deadline: float) -> StepTim
         seconds += sum(_product_seconds(*pair) for pair in ((x, w.t()), (g, w), (g.t(), x)))
         done, timed = done + work, timed + 1
     return StepTime(flops * seconds / done, "products", 0, timed)
-
-
-def _product_speed() -> float:
-    """FLOP/s of a matrix product that fits the caches: what the machine may reach at best."""
-    a = _full(_PROBE_SIZE, _PROBE_SIZE)
-    return 2.0 * _PROBE_SIZE**3 / min(_product_seconds(a, a) for _ in range(5))
 
 
 def _product_seconds(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -84,7 +84,10 @@ class RampedLoader:
             return batch
         shape = batch.tokens.shape[0] * pieces, batch.tokens.shape[1] // pieces
         cut = (values.view(shape) for values in (batch.tokens, batch.targets, batch.documents))
-        return Batch(*cut, rows=None if batch.rows is None else batch.rows.repeat_interleave(pieces))
+        rows, sources = (
+            None if each is None else each.repeat_interleave(pieces) for each in (batch.rows, batch.sources)
+        )
+        return Batch(*cut, rows=rows, sources=sources)
 
     def rows_before(self, step: int) -> int:
         """Whole rows that all steps before ``step`` have read."""

@@ -129,7 +129,7 @@ def ask(teacher: LanguageModel, batch: TokenBatch, k: int) -> TaughtBatch:
         raise UserError(f"k is {k}, but the teacher knows only {vocabulary} tokens; choose a smaller k")
     hidden = teacher(batch.tokens, batch.documents).flatten(0, 1)
     parts: list[tuple[Tensor, Tensor]] = []
-    for chunk in hidden.split(positions_at_once(vocabulary)):
+    for chunk in hidden.split(positions_at_once(vocabulary, hidden.device)):
         log_probs = kernels.logits(chunk, teacher.head, teacher.config.logit_softcap).log_softmax(-1)
         best = log_probs.topk(k, dim=-1)
         parts.append((best.indices, best.values))

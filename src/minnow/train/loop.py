@@ -138,7 +138,7 @@ class Trainer:
         self.notes: dict[str, Any] = {}
         self.skipped_batches = 0
         """Steps' worth of data that a return to an earlier state has passed over."""
-        # In a micro-batch, once a larger one did not fit the memory; in the file where that has stopped many ranks.
+        # In a micro-batch, where a larger one does not fit the memory; in the file where that has stopped many ranks.
         self._smaller = state_file.with_name("micro-batch.json")
         self._most_tokens: int | None = read_json(self._smaller) if self._smaller.exists() else None
         self._checked, self._written, self._stopped = -1, -1, False
@@ -324,6 +324,11 @@ class Trainer:
         self.skipped_batches = reached - self.done_steps
         self.record(step=self.done_steps, tokens=self.tokens, skipped_batches=self.skipped_batches)
         say(f"{MAX_SPIKES} loss spikes in a row: back to step {self.done_steps}, on with other data")
+
+    def limit(self, tokens: int) -> None:
+        """Let micro-batches be of at most ``tokens`` tokens; a run that has begun keeps to what it began with."""
+        if not self.done_steps:
+            self._most_tokens = min(tokens, self._most_tokens or tokens)
 
     def save(self, wait: bool = True) -> None:
         """Write the training state; it appears whole or not at all.

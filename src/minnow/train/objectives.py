@@ -38,11 +38,25 @@ Objective = Callable[[LanguageModel, Any], Loss]
 
 
 def next_token(model: LanguageModel, batch: TokenBatch) -> Loss:
-    """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike."""
+    """Cross-entropy of the next token over the positions that are trained; pre-training and SFT alike.
+
+    Where the batch says its rows' ``sources``, the metrics hold the loss and the positions of each, as
+    ``source.<number>.loss`` and ``source.<number>.tokens``.
+    """
     hidden = model(batch.tokens, batch.documents)
     softcap = model.config.logit_softcap
-    total = vocabulary.cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
-    return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
+    sources: Tensor | None = getattr(batch, "sources", None)
+    if sources is None:
+        total = vocabulary.cross_entropy(hidden.flatten(0, 1), model.head, batch.targets.flatten(), softcap)
+        return Loss(total, float((batch.targets != kernels.IGNORED).sum()), {})
+    parts, metrics = [], {}
+    for source in sources.unique().tolist():
+        targets = batch.targets[sources == source].flatten()
+        parts.append(vocabulary.cross_entropy(hidden[sources == source].flatten(0, 1), model.head, targets, softcap))
+        metrics[f"source.{source}.loss"] = float(parts[-1].detach())
+        metrics[f"source.{source}.tokens"] = float((targets != kernels.IGNORED).sum())
+    weight = sum(value for name, value in metrics.items() if name.endswith(".tokens"))
+    return Loss(torch.stack(parts).sum(), weight, metrics)
 
 
 @dataclass

@@ -80,7 +80,7 @@ def orthogonalise(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     x = x / (x.float().norm(dim=(1, 2), keepdim=True).to(x.dtype) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
-        x = 3.4445 * x + (torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if tall else x
 
 

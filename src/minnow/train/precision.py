@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 
@@ -15,6 +16,45 @@ def compute_dtype() -> torch.dtype:
     # Builds without oneDNN (some for macOS) do not have the question.
     supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if supported else torch.float32
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of a square matrix product in the compute type, the most a step may reach; measured once in a process.
+
+    Of 1,024 rows on the CPU with torch's present threads, of 8,192 on a GPU; the best of five.
+    """
+    return _square_product(device.type, torch.get_num_threads())
+
+
+@functools.cache
+def _square_product(device: str, threads: int) -> float:
+    size = 8192 if device == "cuda" else 1024
+    a = torch.full((size, size), 0.01, dtype=compute_dtype(), device=device)
+    out = torch.empty_like(a)
+    times = []
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        torch.mm(a, a, out=out)
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+COMPILE_SECONDS, COMPILE_GAIN = 90.0, 1.15
+"""What torch.compile takes before the first step, and what it makes of a step's speed on a GPU: torchtitan's published
+5,762 to 6,667 tokens/s (Llama 3.1 8B, H100). Not measured here."""
+
+
+def compile_pays(device: torch.device, seconds: float) -> bool:
+    """Whether compiling the model shortens a training of ``seconds``; never on a CPU, where the fused kernels are the
+    faster ones (docs/results/backbone.md)."""
+    return device.type == "cuda" and seconds * (1 - 1 / COMPILE_GAIN) > COMPILE_SECONDS
 
 
 def out_of_memory(error: BaseException) -> bool:

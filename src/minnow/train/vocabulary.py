@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from minnow.model import kernels
 from minnow.model.kernels.reference import CHUNK_LOGITS, IGNORED
 
+_BYTES_PER_LOGIT = 12
+"""In float32: the logit, what a loss makes of it and its gradient."""
+
 LogitSums = Callable[..., Tensor]
 """``(logits [n, V], *others [n, ...]) -> [m]`` sums over positions; the first is the loss, the others are reported."""
 
@@ -56,9 +59,12 @@ def summed(function: LogitSums, hidden: Tensor, head: Tensor, *others: Tensor, s
     return total
 
 
-def positions_at_once(vocabulary: int) -> int:
-    """Positions in a chunk."""
-    return max(1, CHUNK_LOGITS // vocabulary)
+def positions_at_once(vocabulary: int, device: torch.device) -> int:
+    """Positions in a chunk: on a CPU so many that its logits fit the caches, on a GPU a sixty-fourth of its memory."""
+    logits = CHUNK_LOGITS
+    if device.type == "cuda":
+        logits = max(logits, torch.cuda.get_device_properties(device).total_memory // (64 * _BYTES_PER_LOGIT))
+    return max(1, logits // vocabulary)
 
 
 def _kernels_suffice(hidden: Tensor, softcap: float | None) -> bool:
@@ -104,7 +110,9 @@ class _Summed(Function):
         wanted = hidden.requires_grad or head.requires_grad
         hidden, head = hidden.detach().contiguous(), head.detach()
         gradient = _HeadGradient(hidden, head) if wanted else None
-        size = max(1, positions_at_once(len(head)) // 2)  # a function's own gradient holds several of these
+        size = max(
+            1, positions_at_once(len(head), head.device) // 2
+        )  # a function's own gradient holds several of these
         total: Tensor | None = None
         for begin in range(0, max(1, len(hidden)), size):
             part = slice(begin, begin + size)
@@ -134,7 +142,7 @@ class _LogProbs(Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         ctx.save_for_backward(hidden, head, targets)
         ctx.softcap = softcap
-        size = positions_at_once(len(head))
+        size = positions_at_once(len(head), head.device)
         # One tensor for all: results of each chunk's own would lie between the chunks' logits and keep their memory.
         values = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         for begin in range(0, len(hidden), size):
@@ -147,7 +155,7 @@ class _LogProbs(Function):
     def backward(ctx: Any, d_values: Tensor) -> Any:
         hidden, head, targets = ctx.saved_tensors
         gradient = _HeadGradient(hidden, head)
-        size = positions_at_once(len(head))
+        size = positions_at_once(len(head), head.device)
         for begin in range(0, len(hidden), size):
             part = slice(begin, begin + size)
             capped = _cap(kernels.logits(hidden[part], head), ctx.softcap)

@@ -79,7 +79,7 @@ def post_train(
 
     def check(trainer: Trainer) -> bool:
         entry = gate.check(trainer.done_steps, trainer.optimizer.weights())
-        context.record(**entry)
+        trainer.record(**entry)
         trainer.notes["gate"] = gate.state()
         return True
 

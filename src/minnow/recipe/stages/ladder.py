@@ -23,6 +23,7 @@ from minnow.recipe.registry import named_inputs, stage
 from minnow.recipe.schema import ModelSettings
 from minnow.recipe.stages.sources import CHECKPOINT, model_config
 from minnow.recipe.stages.training import TextTrainingSettings, set_threads, settled, text_rows, train
+from minnow.recipe.vitals import Vitals
 from minnow.train.batches import Prefetch
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
@@ -144,7 +145,8 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
             model, next_token, Prefetch(lambda step: [loader.batch(step)]), schedule, metrics.record, state
         )
         # A check makes the trainer save its state at the end, which is where branches start.
-        train(trainer, f"{context.name} {name}", metrics, lambda trainer: True)
+        vitals = Vitals(model, text.row_length, loader.epochs)
+        train(trainer, f"{context.name} {name}", metrics, lambda trainer: True, vitals=vitals)
         return trainer
 
     set_threads(context)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from minnow.agent import Limits, SearchIndex, run_agent, search_tool
 from minnow.errors import UserError
@@ -20,6 +16,7 @@ from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, world
 from minnow.recipe.stages.texts import held_out_documents
+from minnow.recipe.stages.watching import openings
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -151,20 +148,12 @@ def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
     numbers = held_out_loss(
         model, held_out_rows(sequences, words, settings.row_length, settings.rows, context.seed), words
     )
-    pieces = _openings(sequences, settings.prompts, settings.prompt_tokens, context.seed)
-    if not pieces:
-        raise UserError(
-            f"no held-out document has the {settings.prompt_tokens} tokens of one opening; lower prompt_tokens or give "
-            "more text"
-        )
-    prompts = [
-        Example(f"opening-{i}", "continuation", "held_out", [{"role": "user", "content": words.decode(ids)}], [], None)
-        for i, ids in enumerate(pieces)
-    ]
+    asked = openings(sequences, words, settings.prompts, settings.prompt_tokens, context.seed)
+    prompts = [example for example, _ in asked]
     judged = []
     for temperature in settings.temperatures:
         sampling = Sampling(temperature, settings.max_new_tokens, context.recipe.seed, stop_on_loop=False)
-        rollouts = engine.generate([(e.id, ids) for e, ids in zip(prompts, pieces, strict=True)], sampling)
+        rollouts = engine.generate([(example.id, ids) for example, ids in asked], sampling)
         judged.append(judge_rollouts(words, prompts, rollouts))
     rates, shown = loops_of(judged)
     return {
@@ -176,11 +165,3 @@ def measure_text(context: StageContext[MeasureTextSettings]) -> dict[str, Any]:
         "examples": shown,
         **numbers,
     }
-
-
-def _openings(sequences: Sequence[NDArray[np.int32]], count: int, length: int, seed: int) -> list[list[int]]:
-    """``count`` stretches of ``length`` tokens from the documents, each after a start token; a long document gives
-    several."""
-    places = [(i, at) for i, ids in enumerate(sequences) for at in range(1, len(ids) - length, length)]
-    chosen = np.random.default_rng(seed).permutation(len(places))[:count]
-    return [[int(sequences[i][0]), *sequences[i][at : at + length].tolist()] for i, at in (places[c] for c in chosen)]

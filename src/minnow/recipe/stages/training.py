@@ -25,9 +25,13 @@ from minnow.model.language_model import LanguageModel
 from minnow.posttrain.merge import soup
 from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
+from minnow.recipe.fit import fit_machine
 from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples
 from minnow.recipe.stages.texts import held_out_documents, say_what_runs_dry, text_loader, training_texts
+from minnow.recipe.stages.watching import EvaluateSettings, Look, chat_prompts, looks, loop_look, openings
+from minnow.recipe.vitals import Vitals, shown
 from minnow.tasks import Example
 from minnow.train.batches import InputDropout, Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
@@ -84,6 +88,7 @@ class TextTrainingSettings:
         rows: rows per step.
         ramp: smaller batches and shorter rows at first.
         held_out_rows: rows of held-out text that are measured every ``measure_every`` steps.
+        evaluate: greedy continuations of held-out documents, to see doom loops come and go.
     """
 
     tokenizer: str = stage_input("tokenizer")
@@ -97,6 +102,7 @@ class TextTrainingSettings:
     ramp: Ramp = field(default_factory=Ramp)
     measure_every: int = 50
     held_out_rows: int = 64
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=400))
 
     def __post_init__(self) -> None:
@@ -137,9 +143,20 @@ def set_threads(context: StageContext[Any], device: torch.device | str = "cpu") 
 
 
 def train(
-    trainer: Trainer, label: str, metrics: Metrics, check: Any = None, check_every: int = 0, checkpoint: Any = None
+    trainer: Trainer,
+    label: str,
+    metrics: Metrics,
+    check: Any = None,
+    check_every: int = 0,
+    checkpoint: Any = None,
+    vitals: Vitals | None = None,
 ) -> None:
-    """Run a trainer under a progress bar; ``metrics`` are those that it records."""
+    """Run a trainer under a progress bar that shows what it records; ``metrics`` are those that it records.
+
+    Args:
+        vitals: completes the trainer's lines; None for all but the place in the data.
+    """
+    record, complete = trainer.record, vitals or Vitals(trainer.model)
     # Without a saved state even what was measured before the first step comes again.
     metrics.rewind(trainer.done_steps if trainer.resumed else -1)
     with track(trainer.settings.steps, label, "step", done=trainer.done_steps) as bar:
@@ -148,6 +165,12 @@ def train(
             bar.advance(steps)
             bar.note(note)
 
+        def tell(**line: Any) -> None:
+            line = complete(line, trainer.done_steps + trainer.skipped_batches)
+            record(**line)
+            bar.show(shown(line), line.get("loss"))
+
+        trainer.record = tell
         trainer.run(check, check_every, checkpoint, progress)
 
 
@@ -157,8 +180,13 @@ def train_stage(
     save_as: Tokenizer,
     check: Any = None,
     check_every: int = 0,
+    vitals: Vitals | None = None,
 ) -> dict[str, Any]:
-    """Run a trainer under the stage's progress bar and save its checkpoint, averaged where the settings say so."""
+    """Run a trainer under the stage's progress bar and save its checkpoint, averaged where the settings say so.
+
+    Args:
+        check, check_every: as for :meth:`Trainer.run`; what ``check`` measures it gives to ``trainer.record``.
+    """
     set_threads(context, next(trainer.model.parameters()).device)
     kept, settings = context.folder / "checkpoints", trainer.settings.checkpoints
 
@@ -169,7 +197,7 @@ def train_stage(
                 lambda folder: save_checkpoint(trainer.model, save_as, folder, weights), kept, step, settings
             )
 
-    train(trainer, context.name, context.metrics, check, check_every, checkpoint)
+    train(trainer, context.name, context.metrics, check, check_every, checkpoint, vitals)
     weights = trainer.optimizer.averaged()
     if context.ranks.first:
         if settings.average:
@@ -243,13 +271,20 @@ def train_on_text(
         context.ranks,
     )
 
-    def check(trainer: Trainer) -> bool:
+    def measure(trainer: Trainer) -> dict[str, float]:
         numbers = held_out_loss(trainer.model, measured, words)
         trainer.notes.update(numbers)
-        context.record(step=trainer.done_steps, tokens=trainer.tokens, seconds=trainer.seconds, **numbers)
-        return True
+        return numbers
 
-    result = train_stage(context, trainer, words, check if len(measured.tokens) else None, settings.measure_every)
+    checks: dict[Look, int] = {measure: settings.measure_every} if len(measured.tokens) else {}
+    if settings.evaluate.every:
+        held_out = held_out_documents(context.recipe, words, settings.documents)
+        count, length = settings.evaluate.prompts, settings.evaluate.prompt_tokens
+        asked = openings(held_out, words, count, length, context.seed)
+        checks[loop_look(settings.evaluate, words, asked)] = settings.evaluate.every
+    fit_machine(context.name, trainer, settings.rows, settings.row_length)
+    vitals = Vitals(model, settings.row_length, loader.epochs, [source.name for source in loader.loader.sources])
+    result = train_stage(context, trainer, words, *looks(checks), vitals)
     averages = settings.training.optimizer.ema or settings.training.checkpoints.average
     if context.ranks.first and len(measured.tokens) and averages:
         averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
@@ -269,6 +304,7 @@ class SftSettings:
     Attributes:
         examples: per task.
         more: other numbers for some tasks; 0 leaves a task out.
+        evaluate: greedy answers to loop-prone prompts, to see doom loops come and go.
     """
 
     checkpoint: str = stage_input("pretrain")
@@ -276,6 +312,7 @@ class SftSettings:
     more: dict[str, int] = field(default_factory=dict)
     row_length: int = 256
     rows: int = 32
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     training: TrainSettings = field(default_factory=lambda: TrainSettings(steps=150))
 
     def __post_init__(self) -> None:
@@ -318,4 +355,11 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
         context.state / "train.pt",
         context.ranks,
     )
-    return train_stage(context, trainer, words) | {"epochs": loader.epochs(trainer.done_steps)}
+    checks: dict[Look, int] = {}
+    if settings.evaluate.every:
+        asked = chat_prompts(prompts_of(context.recipe).to_gate(0, settings.evaluate.prompts, 0)[0], words)
+        checks[loop_look(settings.evaluate, words, asked)] = settings.evaluate.every
+    fit_machine(context.name, trainer, settings.rows, settings.row_length)
+    vitals = Vitals(model, settings.row_length, loader.epochs)
+    result = train_stage(context, trainer, words, *looks(checks), vitals)
+    return result | {"epochs": loader.epochs(trainer.done_steps)}

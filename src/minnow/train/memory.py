@@ -1,0 +1,156 @@
+"""What a training step holds in memory, and how many rows go through the model at once so that it fits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minnow.model import kernels
+from minnow.model.backbone import Backbone
+from minnow.model.config import (
+    Attention,
+    Dense,
+    FeedForward,
+    GatedDelta,
+    GatedLinear,
+    Mixer,
+    ModelConfig,
+    ShortConv,
+)
+from minnow.train.precision import compute_dtype
+from minnow.train.vocabulary import positions_at_once
+
+# Bytes that plain torch keeps for the backward pass where the fused operations keep one value, by bytes of a value;
+# counted on convolution, attention and mixed stacks. It works in float32 inside either way.
+_UNFUSED_BYTES = {2: 5.5, 4: 6.2}
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+_SHARE = 0.9
+"""Of the free memory, what a plan may count on: allocators keep some, and what else runs may want more."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """How a step's rows go through the model.
+
+    Attributes:
+        rows: at once; gradients of several such parts add up to the step's.
+        needed: bytes that the step takes beside weights and optimiser, at its peak.
+        free: bytes that were there for it.
+    """
+
+    rows: int
+    needed: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= _SHARE * self.free
+
+
+def plan_micro_batch(
+    config: ModelConfig, rows: int, length: int, muon: bool, free: int, device: str = "cpu"
+) -> MicroBatch:
+    """The most rows at once, of ``rows`` and its halvings, with which a step fits ``free`` bytes; else one row.
+
+    Args:
+        free: see :func:`free_memory`, once weights and optimiser are there.
+    """
+    at_once = rows
+    while True:
+        memory = training_memory(config, at_once, length, muon, device)
+        sums = memory["masters"] if at_once < rows else 0  # gradients of several parts are added in float32
+        needed = sums + memory["peak"] - sum(memory[name] for name in ("masters", "weights", "optimiser"))
+        chosen = MicroBatch(at_once, needed, free)
+        if chosen.fits or at_once == 1:
+            return chosen
+        at_once = (at_once + 1) // 2
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take on ``device``: of the system, and within its control group's limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    system = _numbers(Path("/proc/meminfo")).get("MemAvailable:")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if system is None else 1024 * system
+    try:
+        limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
+    cached = _numbers(CONTROL_GROUP / "memory.stat").get("inactive_file", 0)  # counts as used, and is given up first
+    return min(free, limit - used + cached)
+
+
+def _numbers(table: Path) -> dict[str, int]:
+    """The first number of each line by the word before it."""
+    lines = table.read_text().splitlines() if table.exists() else []
+    return {line.split()[0]: int(line.split()[1]) for line in lines}
+
+
+def training_memory(config: ModelConfig, rows: int, length: int, muon: bool, device: str = "cpu") -> dict[str, int]:
+    """Bytes that training holds, by purpose, for a step of ``rows`` rows of ``length`` tokens in one batch.
+
+    ``update`` is what Muon needs beside the gradients; it comes when ``activations`` and ``logits`` have gone, so the
+    ``peak`` holds the larger of the two.
+    """
+    with torch.device("meta"):
+        model = Backbone(config)
+    everything = sum(weight.numel() for weight in model.parameters())
+    matrices = model.matrices() if muon else {}
+    orthogonal = sum(weight.numel() for name, weight in model.named_parameters() if name in matrices)
+    item = compute_dtype().itemsize
+    memory = {
+        "masters": 4 * everything,
+        "weights": item * everything if item < 4 else 0,
+        "optimiser": 4 * everything + 4 * (everything - orthogonal),
+        "gradients": item * everything,
+        "activations": activation_bytes(config, rows * length, item),
+        "logits": _logit_bytes(config, rows * length, item, device),
+        "update": (4 + 3 * item) * orthogonal,
+    }
+    held = sum(memory[name] for name in ("masters", "weights", "optimiser", "gradients"))
+    return memory | {"peak": held + max(memory["activations"] + memory["logits"], memory["update"])}
+
+
+def activation_bytes(config: ModelConfig, tokens: int, item: int) -> int:
+    """Bytes kept between the forward and the backward pass of ``tokens`` tokens, ``item`` bytes a value.
+
+    Counts the inputs that the fused operations and the linear maps save; pure torch keeps a fixed factor more.
+    """
+    width = config.hidden_size
+    values = 3 * width + sum(
+        4 * width + _mixer_values(layer.mixer, width) + _feed_forward_values(layer.feed_forward, width)
+        for layer in config.layers
+    )
+    fused = item == 2 and kernels.describe().startswith("fused")
+    return round(tokens * values * (item if fused else _UNFUSED_BYTES[item]))
+
+
+def _mixer_values(mixer: Mixer, width: int) -> int:
+    """Values per token that a mixer keeps for its backward pass; linear attention keeps more than is counted here."""
+    match mixer:
+        case Attention():
+            return 3 * mixer.head_dim * (mixer.heads + mixer.kv_heads)
+        case ShortConv():
+            return 4 * width
+        case GatedDelta():
+            return 12 * (mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim)
+        case GatedLinear():
+            return 12 * mixer.heads * (mixer.key_dim + mixer.value_dim)
+
+
+def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
+    if isinstance(feed_forward, Dense):
+        return 3 * feed_forward.width
+    return feed_forward.active * (3 * feed_forward.width + 2 * width)
+
+
+def _logit_bytes(config: ModelConfig, tokens: int, item: int, device: str) -> int:
+    """The logits of one chunk and their gradient, and the head's gradient in float32."""
+    chunk = min(tokens, positions_at_once(config.vocab_size, torch.device(device))) * config.vocab_size
+    return (2 * chunk if item == 2 else 4 * 3 * chunk) + 4 * config.vocab_size * config.hidden_size
