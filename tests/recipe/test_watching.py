@@ -14,6 +14,7 @@ from minnow.recipe.stages.watching import EvaluateSettings, chat_prompts, looks,
 from minnow.rollout.records import Rollout
 from minnow.tasks import Example
 from minnow.train.loop import Trainer
+from minnow.train.ranks import Ranks
 
 TEXTS = ["The ruler of Oscar is the old town of Val.", "A river runs by the mill, and the mill stands."] * 4
 
@@ -27,6 +28,7 @@ class Training:
     """A stand-in for a trainer: a step, and the lines that were recorded."""
 
     def __init__(self, model: Any = None, steps: int = 7) -> None:
+        self.ranks = Ranks()
         self.model, self.done_steps, self.tokens, self.seconds = model, 0, 0, 0.0
         self.lines: list[dict[str, Any]] = []
         self.settings = type("Settings", (), {"steps": steps})()

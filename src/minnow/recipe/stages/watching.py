@@ -67,6 +67,8 @@ def loop_look(settings: EvaluateSettings, words: Tokenizer, prompts: Prompts) ->
     """Measures ``greedy_loops`` by Minnow's verdict on greedy answers to ``prompts``, given as ids too."""
 
     def look(trainer: Trainer) -> dict[str, Any]:
+        if trainer.ranks.count > 1:
+            raise UserError("evaluate decodes with the whole model in one process; leave it out with several ranks")
         engine = TorchEngine(trainer.model, words)
         sampling = Sampling(0.0, settings.max_new_tokens)
         rollouts = engine.generate([(example.id, ids) for example, ids in prompts], sampling)
