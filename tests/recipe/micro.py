@@ -49,7 +49,7 @@ def recipe() -> dict[str, Any]:
     rollouts = {"prompts": 4, "temperatures": [0.0, 1.0, 1.0], "max_new_tokens": 72, "row_length": 256}
     return {
         "name": "micro",
-        "seed": 1,
+        "seed": 3,  # of whose model nearly every answer loops; of others none may
         "threads": 1,
         "data": {"kind": "pocket", "entities": 300},
         "model": MODEL,
