@@ -3,7 +3,8 @@
 Makes labelled outputs of every kind from a seed: the tuning part, on which Minnow's thresholds were chosen, or the
 held-out part, which has other seeds, templates and vocabularies. Prints recall by kind, false-positive rate by type of
 text, precision, F1, onset error and tokens per second for Minnow's verdict and every published rule, over text; then
-Minnow's verdict over token ids, offline and streaming. Real text is added from the data sets in FOLDER.
+Minnow's verdict over token ids, offline and streaming. Real text is added from the data sets in FOLDER, and to the
+held-out part the answers of pocket models, labelled by whether they ever ended (real_answers.py).
 
     python benchmarks/loops/run.py [--part held-out] [--seed 1000] [--loops 60] [--clean 60] [--real 60] [--rules 12] [--ids] [--data FOLDER]
         [--json FILE]
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from negatives import NEGATIVES, every_language, negative, real_text
 from positives import POSITIVES, Case, positive
+from real_answers import ENDLESS, read_answers
 
 from minnow.data.tokenizer import Tokenizer, train_tokenizer
 from minnow.loops import (
@@ -41,6 +43,7 @@ from minnow.loops.symbols import read_text
 
 MINNOW = "minnow"
 PERSISTENCES = (128, 320, CUT_AFTER)
+ANSWERS = Path(__file__).with_name("answers.jsonl.xz")
 Found = Loop | TextLoop | None
 
 
@@ -48,7 +51,8 @@ def make_cases(part: str, first: int, loops: int, clean: int, real: int, data: P
     seeds, clean_seeds = range(first, first + loops), range(first, first + clean)
     cases = [positive(kind, part, every_language(seed), seed) for kind in POSITIVES for seed in seeds]
     cases += [negative(content, part, every_language(seed), seed) for content in NEGATIVES for seed in clean_seeds]
-    return cases + (list(real_text(data, part, real, first)) if data else [])
+    cases += list(real_text(data, part, real, first)) if data else []
+    return cases + (list(read_answers(ANSWERS)) if part == "held-out" else [])
 
 
 def score(
@@ -194,7 +198,7 @@ def streamed(
             if case.loop and slot in stopped:
                 saved += rows[place].size - stopped[slot]
     clean = [flag for case_content, flags in cut.items() if case_content in clean_types(cases) for flag in flags]
-    loops = [flag for kind, flags in cut.items() if kind in POSITIVES for flag in flags]
+    loops = [flag for kind, flags in cut.items() if kind in (*POSITIVES, ENDLESS) for flag in flags]
     return {
         "clean_rows_cut": Rate(sum(clean), len(clean)).as_dict(),
         "recovered_cut": sum(cut["recovered"]),
