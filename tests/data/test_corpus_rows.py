@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minnow.data import IGNORED, Batch, Corpus, CorpusRows, Tokenizer, pack
+from minnow.data import IGNORED, Batch, Corpus, CorpusRows, Loader, Tokenizer, pack
 from minnow.data.corpus import CorpusWriter
 from minnow.data.rows import take
 from minnow.errors import UserError
@@ -140,3 +140,14 @@ def test_a_row_that_fills_up_at_the_end_of_a_shard_has_its_last_target(tokenizer
     batch = take(CorpusRows(corpus, 4, "cut"), np.arange(4))
     assert batch.tokens.tolist() == [[1, 20, 21, 22], [23, 7, 0, 0], [1, 24, 25, 26], [27, 28, 29, 7]]
     assert batch.targets[:, -1].tolist() == [23, IGNORED, 27, IGNORED]
+
+
+@pytest.mark.parametrize("packing", ["best-fit", "cut"])
+def test_a_corpus_at_a_url_gives_the_rows_of_a_local_one(packing: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = traced([9, 30, 4, 17, 50, 3])
+    batches = []
+    for place in (tmp_path / "x", f"memory://rows/{packing}"):
+        rows = CorpusRows(written(place, tokenizer, documents, 40, None), 16, packing)  # type: ignore[arg-type]
+        batches.append([Loader(rows, 4, 1).batch(step) for step in range(4)])
+    for local, remote in zip(*batches, strict=True):
+        assert all((getattr(local, name) == getattr(remote, name)).all() for name in ("tokens", "targets", "documents"))
