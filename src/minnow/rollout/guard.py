@@ -14,13 +14,13 @@ class Guard:
     """What is done about a loop: the answer keeps one copy of what it repeats and is continued from there.
 
     Each rewind of an answer does more than the one before. The first forbids the loop's first token at its onset; the
-    second also draws the next ``stretch`` tokens at ``temperature``; from the third on, a reasoning block that is open
-    there is closed instead. An answer that loops again after the last rewind ends with ``finish_reason`` "loop".
+    second also draws the next ``stretch`` tokens at ``temperature``, each later one twice as many as the one before; from
+    the third on, a reasoning block that is open there is closed instead. An answer that loops again after the last rewind ends with ``finish_reason`` "loop".
 
     Attributes:
         rewinds: of one answer, at most.
         temperature: of the draws after the second rewind and later ones, unless the sampling's own is higher.
-        stretch: tokens drawn at it.
+        stretch: tokens drawn at it after the second rewind.
         persistence: how long a loop must have lasted (:func:`minnow.loops.has_lasted`) before the answer is taken back;
             at the end of the budget any loop is.
         opening, closing: what begins and ends a reasoning block.
@@ -41,9 +41,9 @@ class Guard:
                 "and no negative persistence"
             )
 
-    def warms(self, rewinds: int) -> bool:
-        """Whether the rewind that makes it ``rewinds`` raises the temperature."""
-        return rewinds >= 2
+    def warm_tokens(self, rewinds: int) -> int:
+        """How many tokens are drawn at the guard's temperature after the rewind that makes it ``rewinds``."""
+        return self.stretch << (rewinds - 2) if rewinds >= 2 else 0
 
     def closes(self, rewinds: int, before: str) -> bool:
         """Whether the rewind that makes it ``rewinds`` closes a reasoning block that the text ``before`` leaves open."""

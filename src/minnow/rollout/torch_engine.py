@@ -277,8 +277,8 @@ class TorchEngine:
         begun = guard.opening if self._text(row.prompt[1]).rstrip().endswith(guard.opening) else ""
         if guard.closes(rewound.count, begun + self._text(row.tokens)):
             rewound.close(len(row.tokens), self.tokenizer.encode_chat(guard.closing))
-        elif guard.warms(rewound.count):
-            rewound.warm_until = len(row.tokens) + guard.stretch
+        elif warm := guard.warm_tokens(rewound.count):
+            rewound.warm_until = len(row.tokens) + warm
         return True
 
     def _text(self, tokens: list[int]) -> str:
