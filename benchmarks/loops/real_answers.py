@@ -2,12 +2,12 @@
 
 Each checkpoint answers its pocket world's held-out loop-prone prompts greedily and is never stopped. Where an answer has
 not ended after ``--shown`` tokens, it is cut there for the rules, and goes on for the label: a *loop* has not ended after
-``--budget`` tokens either, and nine tenths of the 8-grams of its last 128 shown tokens stand among its very last 512. It is
-none if it ended by itself, however late. What is neither is counted and left out. No rule looks at anything after the cut, so
-the label owes nothing to any of them.
+``--budget`` tokens either, and nine tenths of the 8-grams of its very last 512 stood in it before: it goes on and on without
+saying anything new. It is none if it ended by itself, however late. What is neither is counted and left out. No rule
+looks at anything after the cut, so the label owes nothing to any of them.
 
-    python benchmarks/loops/real_answers.py CHECKPOINT ... --out benchmarks/loops/answers.jsonl.xz [--n 500] [--shown 512]
-        [--budget 2048]
+    python benchmarks/loops/real_answers.py CHECKPOINT ... --out answers.jsonl.xz [--n 200] [--shown 1024]
+        [--budget 2560]
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def label(tokens: Sequence[int], ended: bool, shown: int) -> str | None:
     """The type of an answer by its outcome; None where that does not tell."""
     if ended:
         return ENDED if len(tokens) <= shown else ENDED_LATER
-    before, last = _grams(tokens[shown - 128 : shown]), _grams(tokens[-512:])
-    return ENDLESS if len(before & last) >= 0.9 * len(before) else None
+    before, last = _grams(tokens[:-512]), _grams(tokens[-512:])
+    return ENDLESS if len(before & last) >= 0.9 * len(last) else None
 
 
 def _grams(tokens: Sequence[int], size: int = 8) -> set[tuple[int, ...]]:
@@ -68,9 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=500, help="loop-prone prompts of each checkpoint")
-    parser.add_argument("--shown", type=int, default=512, help="tokens that a rule may see")
-    parser.add_argument("--budget", type=int, default=2048, help="tokens after which an answer counts as endless")
+    parser.add_argument("--n", type=int, default=200, help="loop-prone prompts of each checkpoint")
+    parser.add_argument("--shown", type=int, default=1024, help="tokens that a rule may see")
+    parser.add_argument("--budget", type=int, default=2560, help="tokens after which an answer counts as endless")
     options = parser.parse_args()
     kept: list[dict[str, Any]] = []
     for checkpoint in options.checkpoints:

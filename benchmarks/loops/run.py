@@ -3,11 +3,11 @@
 Makes labelled outputs of every kind from a seed: the tuning part, on which Minnow's thresholds were chosen, or the
 held-out part, which has other seeds, templates and vocabularies. Prints recall by kind, false-positive rate by type of
 text, precision, F1, onset error and tokens per second for Minnow's verdict and every published rule, over text; then
-Minnow's verdict over token ids, offline and streaming. Real text is added from the data sets in FOLDER, and to the
-held-out part the answers of pocket models, labelled by whether they ever ended (real_answers.py).
+Minnow's verdict over token ids, offline and streaming. Real text is added from the data sets in FOLDER, and answers of
+trained models, labelled by whether they ever ended, from a file of real_answers.py.
 
     python benchmarks/loops/run.py [--part held-out] [--seed 1000] [--loops 60] [--clean 60] [--real 60] [--rules 12] [--ids] [--data FOLDER]
-        [--json FILE]
+        [--answers FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ from minnow.loops.symbols import read_text
 
 MINNOW = "minnow"
 PERSISTENCES = (128, 320, CUT_AFTER)
-ANSWERS = Path(__file__).with_name("answers.jsonl.xz")
 Found = Loop | TextLoop | None
 
 
-def make_cases(part: str, first: int, loops: int, clean: int, real: int, data: Path | None) -> list[Case]:
+def make_cases(
+    part: str, first: int, loops: int, clean: int, real: int, data: Path | None, answers: Path | None = None
+) -> list[Case]:
     seeds, clean_seeds = range(first, first + loops), range(first, first + clean)
     cases = [positive(kind, part, every_language(seed), seed) for kind in POSITIVES for seed in seeds]
     cases += [negative(content, part, every_language(seed), seed) for content in NEGATIVES for seed in clean_seeds]
     cases += list(real_text(data, part, real, first)) if data else []
-    return cases + (list(read_answers(ANSWERS)) if part == "held-out" else [])
+    return cases + (list(read_answers(answers)) if answers else [])
 
 
 def score(
@@ -300,9 +301,12 @@ def main() -> None:
     parser.add_argument("--rules", type=int, default=12, help="cases of every kind and type for the published rules")
     parser.add_argument("--ids", action="store_true", help="also over token ids, offline and streaming")
     parser.add_argument("--data", type=Path, help="folder of public data sets, to add stretches of real text")
+    parser.add_argument("--answers", type=Path, help="file of real_answers.py, to add answers of trained models")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    cases = make_cases(options.part, options.seed, options.loops, options.clean, options.real, options.data)
+    cases = make_cases(
+        options.part, options.seed, options.loops, options.clean, options.real, options.data, options.answers
+    )
     report: dict[str, Any] = {
         "part": options.part,
         "seed": options.seed,
