@@ -88,7 +88,9 @@ def test_packed_documents_equal_separate_ones(mixer: Mixer, lengths: tuple[int, 
     alone = torch.cat([model(document) for document in documents], dim=1)
     assert float((packed - alone).detach().abs().max()) <= 1e-5
     for name, gradient in gradients(model, alone, weights).items():
-        assert float((packed_gradients[name] - gradient).abs().max()) <= 1e-5, name
+        # float32 sums in another order: on some processors 1.1e-5 apart where a gradient is above 1.
+        size = max(1.0, float(gradient.abs().max()))
+        assert float((packed_gradients[name] - gradient).abs().max()) <= 1e-5 * size, name
 
 
 @pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)

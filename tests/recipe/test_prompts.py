@@ -9,7 +9,6 @@ import pytest
 
 from minnow.errors import UserError
 from minnow.evaluate.prompts import read_prompts
-from minnow.recipe.schema import DataSettings
 from minnow.recipe.stages.prompts import given_prompts, read_given
 from minnow.tasks import judge
 from minnow.tasks.given import Given, is_open
@@ -23,10 +22,10 @@ def write(path: Path, *rows: object) -> str:
 
 def test_parts_share_no_prompt_and_training_goes_round_in_epochs(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", *({"prompt": f"prompt {i}"} for i in (*range(20), 3, 7)))
-    drawn = given_prompts(DataSettings("prompts", prompts=(file,)), 1)
+    drawn = given_prompts((file,), 200, 1)
     parts = [{each.id for each in part} for part in (drawn.train, drawn.gate, drawn.held_out)]
     assert [len(part) for part in parts] == [12, 4, 4] and len(set.union(*parts)) == 20
-    assert given_prompts(DataSettings("prompts", prompts=(file,)), 2).held_out != drawn.held_out
+    assert given_prompts((file,), 200, 2).held_out != drawn.held_out
     asked = drawn.to_explore(steps=5, each_step=5, loop_share=0.5, first=0)
     seen = [each.id for step in range(5) for each in asked(step)]
     assert len(seen) == 25 and sorted(seen[:12]) == sorted(seen[12:24]) == sorted(parts[0]) and seen[:12] != seen[12:24]

@@ -115,7 +115,7 @@ def test_a_target_that_is_not_there_is_named(make_model: Callable[..., Backbone]
 def test_adapters_are_refused_where_they_mean_nothing() -> None:
     with pytest.raises(UserError, match="leave out lora or checkpoints.average"):
         TrainSettings(4, lora=LoraSettings(), checkpoints=CheckpointSettings(every=1, average=2))
-    with pytest.raises(UserError, match="pre-training begins without one"):
+    with pytest.raises(UserError, match="this stage begins without one"):
         TextTrainingSettings(training=TrainSettings(4, lora=LoraSettings()))
     for wrong in ({"rank": 0}, {"alpha": 0.0}):
         with pytest.raises(UserError, match="at least rank 1"):

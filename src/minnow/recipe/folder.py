@@ -101,7 +101,7 @@ def stage_inputs(
     if recipe.data.kind == "prompts" and "data" in used:
         from minnow.recipe.stages.prompts import given_prompts
 
-        files["data.prompts"] = given_prompts(recipe.data, recipe.seed).digest
+        files["data.prompts"] = given_prompts(recipe.data.prompts, recipe.data.count, recipe.seed).digest
         used["data"] = {key: value for key, value in used["data"].items() if key not in ("prompts", "count")}
     if "checkpoint" in used and Path(str(recipe.checkpoint)).is_dir():
         files["checkpoint"] = hash_file(Path(str(used.pop("checkpoint"))))

@@ -16,7 +16,7 @@ from typing import Protocol
 from minnow.errors import UserError
 from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
 from minnow.recipe.mapping import nearest
-from minnow.recipe.schema import DataSettings, Recipe
+from minnow.recipe.schema import Recipe
 from minnow.recipe.stages.sources import task_examples, world
 from minnow.recipe.tasks import FILES, load_task
 from minnow.tasks import Example, PocketWorld
@@ -57,7 +57,9 @@ def prompts_of(recipe: Recipe) -> Prompts:
     Raises:
         UserError: its data is text, or its prompts are missing or malformed.
     """
-    return given_prompts(recipe.data, recipe.seed) if recipe.data.kind == "prompts" else PocketPrompts(recipe)
+    if recipe.data.kind != "prompts":
+        return PocketPrompts(recipe)
+    return given_prompts(recipe.data.prompts, recipe.data.count, recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,13 @@ class GivenPrompts:
 
 
 @lru_cache(maxsize=4)
-def given_prompts(data: DataSettings, seed: int) -> GivenPrompts:
-    """Read and part the prompts of ``data``; each belongs to one part by its checksum.
+def given_prompts(names: tuple[str, ...], count: int, seed: int) -> GivenPrompts:
+    """Read and part prompts (see :func:`read_given`); each belongs to one part by its checksum.
 
     Raises:
         UserError: a name that is neither a set nor a file, a malformed file, or too few different prompts.
     """
-    found = read_given(data.prompts, data.count)
+    found = read_given(names, count)
     if len(found) < ASIDE:
         raise UserError(
             f"there are {len(found)} different prompts, too few to train on some and measure on others; give at least "
