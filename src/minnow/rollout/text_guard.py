@@ -101,6 +101,6 @@ def guarded(
         if guard.closes(rewinds, begun + text):
             text += guard.closing
             yield guard.closing
-        elif warm := guard.warm_tokens(rewinds):
-            warm_until = place + CHARACTERS_A_TOKEN * warm
+        elif tokens := guard.warm_tokens(rewinds):
+            warm_until = place + CHARACTERS_A_TOKEN * tokens
     yield GuardedText(text, "loop" if loop is not None else str(reason), rewinds, discarded, loop)
