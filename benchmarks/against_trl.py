@@ -24,6 +24,12 @@ from minnow.tasks import PocketWorld
 MODELS = ("pocket", "llama", "lfm2")
 """1.5M parameters and a vocabulary of 2,048; 58M with one of 65,536, half of it all attention, half LFM2's mixture."""
 
+PLAIN: dict[str, Any] = {
+    "lr_scheduler_type": "constant", "use_cpu": True, "logging_steps": 1, "report_to": [], "save_strategy": "no",
+    "disable_tqdm": True,
+}  # fmt: skip
+"""What TRL's trainers are told in every comparison: a constant rate on the CPU, and nothing beside the steps."""
+
 
 def shape_of(name: str) -> ModelConfig:
     if name == "llama":

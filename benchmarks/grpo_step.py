@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from against_trl import MODELS, Turn, alternate, compare, make_checkpoint
+from against_trl import MODELS, PLAIN, Turn, alternate, compare, make_checkpoint
 from minnow.model.checkpoint import load_model
 from minnow.posttrain.policy import advantages
 from minnow.rollout import Sampling, TorchEngine
@@ -59,12 +59,7 @@ def run(name: str, way: str, options: argparse.Namespace, folder: Path) -> dict[
             scale_rewards="none",
             max_steps=steps + 1,
             learning_rate=RATE,
-            lr_scheduler_type="constant",
-            use_cpu=True,
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
+            **PLAIN,
             **WAYS[way][1],
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts]),

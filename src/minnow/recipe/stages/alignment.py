@@ -45,6 +45,12 @@ REFERENCES = ".references"
 """The run folder's file store of reference log-probabilities, which outlives a stage: another loss finds them again."""
 
 
+def gentle(steps: int) -> TrainSettings:
+    """What post-training takes where a recipe says nothing: small AdamW steps without weight decay, every one logged."""
+    optimizer = OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0)
+    return TrainSettings(steps, optimizer, log_every=1)
+
+
 @dataclass(frozen=True)
 class GateSettings:
     """How post-training is watched.
@@ -115,11 +121,7 @@ class DpoSettings:
     max_new_tokens: int = 384
     periods_kept: int = 3
     row_length: int = 384
-    training: TrainSettings = field(
-        default_factory=lambda: TrainSettings(
-            steps=30, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
-        )
-    )
+    training: TrainSettings = field(default_factory=lambda: gentle(30))
     gate: GateSettings = field(default_factory=GateSettings)
 
 
@@ -229,11 +231,7 @@ class GrpoSettings:
     rows_at_once: int = 32
     candidates: int = 1
     patience: int = 5
-    training: TrainSettings = field(
-        default_factory=lambda: TrainSettings(
-            steps=12, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
-        )
-    )
+    training: TrainSettings = field(default_factory=lambda: gentle(12))
     gate: GateSettings = field(default_factory=GateSettings)
 
 

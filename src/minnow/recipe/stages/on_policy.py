@@ -14,14 +14,13 @@ from minnow.model.checkpoint import load_checkpoint
 from minnow.posttrain.pairs import cut_loop
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.alignment import GateSettings, make_gate, post_train
+from minnow.recipe.stages.alignment import GateSettings, gentle, make_gate, post_train
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import pack_sequences, split_rows
 from minnow.train.on_policy import OnPolicyDistillation, OnPolicySettings
-from minnow.train.optimizer import OptimizerSettings
 from minnow.train.precision import compute_dtype
 
 
@@ -46,11 +45,7 @@ class OnPolicyStageSettings:
     periods_kept: int = 3
     row_length: int = 512
     rows_at_once: int = 32
-    training: TrainSettings = field(
-        default_factory=lambda: TrainSettings(
-            steps=40, optimizer=OptimizerSettings(learning_rate=1e-4, muon=False, weight_decay=0.0), log_every=1
-        )
-    )
+    training: TrainSettings = field(default_factory=lambda: gentle(40))
     gate: GateSettings = field(default_factory=GateSettings)
 
 
