@@ -307,6 +307,23 @@ def test_a_lexicon_tells_numbers_from_words() -> None:
     assert find_loop(digits) is not None and find_loop(digits, lexicon) is None
 
 
+@pytest.mark.parametrize("length", range(1000, 1009))
+@pytest.mark.parametrize("unit", ["7", "0", "142857"])
+def test_a_digit_that_never_stops_is_a_loop_wherever_it_is_cut(unit: str, length: int) -> None:
+    text = "The answer is 0." + (unit * length)[:length]
+    loop = find_text_loop(text)
+    assert loop is not None and loop.kind in ("token", "period") and len("The answer is 0.") <= loop.onset < 60
+    lexicon = Lexicon([*"abcdefgh", *"0123456789"])
+    loop = find_loop([0, 1, 2, 3, *(8 + int(digit) for digit in text[16:])], lexicon)
+    assert loop is not None and loop.kind in ("token", "period") and loop.onset < 40
+
+
+def test_digits_without_a_pattern_are_none() -> None:
+    rng = random.Random(1)
+    for length in range(900, 909):
+        assert find_text_loop("3." + "".join(rng.choices("0123456789", k=length))) is None
+
+
 def test_many_at_once_and_in_threads() -> None:
     cases = labelled_cases(seed=5, each=2)
     rows = [case.tokens for case in cases] * 2

@@ -286,6 +286,11 @@ static void judge(const uint32_t *raw, const uint8_t *cls, const int32_t *value,
         s->marks[i + 1] = s->marks[i] + (class == MARK);
     }
     int32_t covered = 0, period = exact_period(raw, end, s, 0, cls, value, &covered);
+    // A long run of digits comes nine by nine, and what is left of it at the end is no copy of the numbers before.
+    if (!period && cls && cls[end - 1] == NUMBER && cls[end - 2] == NUMBER && raw[end - 1] != raw[end - 2]) {
+        period = exact_period(raw, end - 1, s, 0, cls, value, &covered);
+        if (period) end--;
+    }
     if (period) {
         *out = (found_t){period == 1 ? TOKEN : PERIOD, end - covered, end - covered + period, period, end, 0, 0, 0};
         return;

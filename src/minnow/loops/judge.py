@@ -119,6 +119,11 @@ def judge(raw: list[int], classes: list[int] | None, values: list[int] | None, e
         return None
     view = _View(masked, classes, values, _counts(classes, size), end, back, again)
     period, covered = _exact_period(view, raw, counting=False)
+    # A long run of digits comes nine by nine, and what is left of it at the end is no copy of the numbers before.
+    if not period and classes and classes[end - 2 : end] == [NUMBER, NUMBER] and raw[end - 1] != raw[end - 2]:
+        view.end = end - 1
+        period, covered = _exact_period(view, raw, counting=False)
+        view.end = end = end - 1 if period else end
     if period:
         return TOKEN if period == 1 else PERIOD, end - covered, end - covered + period, period, end, 0, 0
     if classes and values and NUMBER in classes:
