@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minnow.data import IGNORED, Batch, Corpus, CorpusRows, Loader, Tokenizer, pack
+from minnow.data import IGNORED, Batch, Corpus, CorpusRows, Loader, Tokenizer, corpus_rows, pack
 from minnow.data.corpus import CorpusWriter
 from minnow.data.rows import take
 from minnow.errors import UserError
@@ -91,8 +91,12 @@ def test_every_token_once_and_no_target_leaves_its_document(
     assert sorted(found.tolist()) == sorted(token for each in documents for token in each)
     chosen = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8)))
     part = take(rows, chosen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_rows, "_library", lambda: None)
+        plain = take(rows, chosen)
     for name in ("tokens", "targets", "documents"):
         assert (getattr(part, name) == getattr(batch, name)[chosen]).all()
+        assert (getattr(part, name) == getattr(plain, name)).all()
 
 
 @free

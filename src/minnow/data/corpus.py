@@ -250,6 +250,16 @@ class Corpus:
         names = [self._token_files[shard] for shard in which.tolist()]
         return self._store.ranges(names, (starts - self.starts[which]).tolist(), counts.tolist(), self.dtype.str)
 
+    def addresses(self, starts: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
+        """Where in memory the stretches of :meth:`read` are, and what keeps them there."""
+        if self._store.is_remote:
+            kept = self.read(starts, counts)
+            return np.array([each.ctypes.data for each in kept], np.int64), kept
+        shards, which = np.unique(np.searchsorted(self.starts, starts, side="right") - 1, return_inverse=True)
+        kept = [self._store.array(self._token_files[shard], self.dtype.str) for shard in shards.tolist()]
+        begins = np.array([each.ctypes.data for each in kept], np.int64)
+        return begins[which] + (starts - self.starts[shards][which]) * self.dtype.itemsize, kept
+
     def document(self, number: int) -> NDArray[Any]:
         """The ids of one document, counted through all shards."""
         for shard, each in enumerate(self.shards):

@@ -88,6 +88,10 @@ class Store:
         self._remote = _file_system(self.location) if is_url(location) else None
         self._maps: dict[str, NDArray[Any]] = {}
 
+    @property
+    def is_remote(self) -> bool:
+        return self._remote is not None
+
     def path(self, name: str) -> str:
         """Where the file ``name`` is, for messages."""
         return f"{self.location.rstrip('/')}/{name}"
