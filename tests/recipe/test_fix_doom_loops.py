@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreign_folder import write_llama
 from minnow.cli.main import main
+from minnow.posttrain.gate import Gate
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"learning_rate": 1e-3, "muon": False, "weight_decay": 0.0}
@@ -139,6 +140,28 @@ def test_dpo_and_grpo_are_the_stages(work: Path, capsys: pytest.CaptureFixture[s
     (work / "text.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     assert main(["dpo", model, str(work / "text.jsonl"), "--out", str(work / "no"), *small]) == 2
     assert "has no 'rejected', only prompt, chosen" in capsys.readouterr().err
+
+
+def test_training_ends_once_the_gate_sees_no_loops(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([(0.5, 0.7), (0.0, 0.2), (0.0, 0.72), (0.0, 0.9)])  # the second heals and forgets
+    monkeypatch.setattr(Gate, "measure", lambda self: next(measured))
+    words = ["dpo", str(work / "llama"), str(work / "run/pairs/pairs.jsonl"), "--out", str(work / "early"), "--json"]
+    words += [
+        "--threads",
+        "1",
+        "--prompts",
+        str(work / "prompts.jsonl"),
+        "--pairs-per-step",
+        "2",
+        "--refresh-every",
+        "0",
+    ]
+    capsys.readouterr()
+    assert main([*words, "--training.steps", "9", "--gate.every", "1", "--gate.stop-at", "0"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["best_step"] == 2 and [entry["step"] for entry in document["history"]] == [0, 1, 2]
 
 
 def test_a_teacher_corrects_the_students_own_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

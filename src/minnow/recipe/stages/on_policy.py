@@ -80,4 +80,4 @@ def on_policy(context: StageContext[OnPolicyStageSettings]) -> dict[str, Any]:
     trainer = Trainer(model, objective, batches, training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
     gate = make_gate(context, settings.gate, model, words)
-    return post_train(context, trainer, words, gate, settings.gate.every)
+    return post_train(context, trainer, words, gate, settings.gate)
