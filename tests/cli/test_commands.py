@@ -16,7 +16,8 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2ForCausalLM
 
-from minnow.cli import device, main
+from minnow.cli import export as export_command
+from minnow.cli import main
 from minnow.cli.chat import _folder_index
 from minnow.cli.models import resolve_model, run_of
 from minnow.data.tokenizer import train_tokenizer
@@ -314,7 +315,7 @@ def test_export_that_disagrees_with_its_checkpoint_is_exit_1(
         save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
         return export_gguf(other, file, kind)
 
-    monkeypatch.setattr(device, "export_gguf", export_broken)
+    monkeypatch.setattr(export_command, "export_gguf", export_broken)
     (file,) = answer("export", checkpoint, "--type", "F16", "--out", tmp_path, "--verify", code=1)["files"]
     assert not file["passed"]
 

@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),
-    "export": Command("minnow.cli.device:export", "write a model as GGUF files, and check them"),
+    "export": Command("minnow.cli.export:export", "write a model as GGUF files, and check them"),
     "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
 }
 
