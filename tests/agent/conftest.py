@@ -40,12 +40,15 @@ class ScriptedEngine:
     batches: list[list[str]] = field(default_factory=list)
     prompts: list[list[int]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
 
     def generate(self, prompts: Sequence[tuple[str, list[int]]], sampling: Sampling) -> list[Rollout]:
         self.batches.append([name for name, _ in prompts])
         self.prompts += [ids for _, ids in prompts]
         self.samplings.append(sampling)
-        return [self._answer(name, ids, sampling) for name, ids in prompts]
+        answers = [self._answer(name, ids, sampling) for name, ids in prompts]
+        self.rollouts += answers
+        return answers
 
     def _answer(self, name: str, prompt: list[int], sampling: Sampling) -> Rollout:
         script = self.scripts[name]

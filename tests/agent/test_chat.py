@@ -65,7 +65,7 @@ def test_the_conversation_is_remembered_and_reset(scripted: Make) -> None:
 
 
 def test_a_turn_without_an_answer_leaves_no_trace(scripted: Make) -> None:
-    engine = scripted("Hello.", KeyboardInterrupt(), ("na na na na", "loop"), CALL, CALL, CALL, "Fine.")
+    engine = scripted("Hello.", KeyboardInterrupt(), ("na na na na", "loop"), *[CALL] * 4, "Fine.")
     session = make_session(engine, calculator_tool())
     list(session.send("Hi"))
     before = list(session.messages)

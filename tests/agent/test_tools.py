@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -121,3 +122,47 @@ def test_a_tool_needs_a_callable_name_and_known_types() -> None:
         Tool("web search", "", {}, str)
     with pytest.raises(ValueError, match="unknown type"):
         Tool("f", "", {"x": "text"}, str)
+
+
+def test_a_function_becomes_a_tool_by_its_hints() -> None:
+    def order(thing: str, many: int = 1, gift: bool | None = None, notes: list[str] | None = None) -> dict[str, Any]:
+        """Order a thing
+        from the shop.
+
+        More for people.
+        """
+        return {"thing": thing, "many": many, "gift": gift, "notes": notes}
+
+    tool = Tool.of(order, effects=True)
+    assert tool.function_schema()["function"] == {
+        "name": "order",
+        "description": "Order a thing from the shop.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "thing": {"type": "string"},
+                "many": {"type": "integer"},
+                "gift": {"type": "boolean"},
+                "notes": {"type": "array"},
+            },
+            "required": ["thing"],
+        },
+    }
+    assert tool.effects and not tool.outside
+    text, worked = call_tool([tool], Call("order", {"thing": "é", "notes": ["x"]}), 200)
+    assert worked and text == '{"thing": "é", "many": 1, "gift": null, "notes": ["x"]}'
+    for wrong in ({}, {"thing": "a", "some": 1}, {"thing": "a", "many": "2"}):
+        text, worked = call_tool([tool], Call("order", wrong), 200)
+        assert not worked and "order(thing: string, many?: integer, gift?: boolean, notes?: array)" in text
+
+
+def test_a_function_that_no_call_can_carry_is_refused() -> None:
+    def no_hint(x): ...  # type: ignore[no-untyped-def]
+    def bytes_hint(x: bytes) -> str: ...  # type: ignore[empty-body]
+    def either(x: int | str) -> str: ...  # type: ignore[empty-body]
+    def by_place(x: int, /) -> str: ...  # type: ignore[empty-body]
+    def many(*x: int) -> str: ...  # type: ignore[empty-body]
+
+    for function in (no_hint, bytes_hint, either, by_place, many):
+        with pytest.raises(ValueError, match="argument x of"):
+            Tool.of(function)

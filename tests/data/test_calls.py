@@ -158,6 +158,7 @@ def test_canonical_ignores_the_order_of_arguments() -> None:
         ('<|tool_call_start|>[{"name": "f", "arguments": {"a": 1}}]<|tool_call_end|>', ["f"]),
         ("[f(a=1), g.h(b=[2])]", ["f", "g.h"]),
         ("[1, 2]", []),
+        ('{"answer": 5}', []),
     ],
 )
 def test_other_forms_of_calls(text: str, names: list[str]) -> None:
@@ -167,12 +168,11 @@ def test_other_forms_of_calls(text: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"answer": 5}',
         '{"name": 5, "parameters": {}}',
         '{"name": "f", "parameters": [1]}',
         '{"name": "f", "arguments": "{"}',
         '{"name": "f"',
-        "{" * 9000,
+        '{"name": ' + "{" * 9000,
         '{"name": "f", "arguments": {"a": "' + "x" * MAX_CHARACTERS + '"}}',
         "<tool_call></tool_call>",
         "<tool_call>f(a=1)</tool_call>",
@@ -185,6 +185,6 @@ def test_calls_in_other_forms_that_cannot_be_read(text: str) -> None:
 
 
 def test_the_agent_reads_one_form_only() -> None:
-    """A page can hold the marks of the others, and an assistant may quote it."""
+    """Of a model with LFM2's tokens: a page can hold the marks of the others, and an assistant may quote it."""
     assert parse_calls('<tool_call>{"name": "f", "arguments": {}}</tool_call>') == []
     assert parse_calls('{"name": "f", "parameters": {}}') == []

@@ -12,11 +12,12 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from minnow.agent.loop import Answered, Called, Conversation, Event, Limits, Returned
+from minnow.agent.loop import Answered, Called, Consent, Conversation, Event, Limits, Returned, ask
 from minnow.agent.tools import Tool
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.rollout import Engine, Sampling
+from minnow.rollout.text_engine import TextEngine
 
 HELP = (
     "/tools on|off   use the tools or not\n/reset          forget the conversation\n/quit           leave (Ctrl-D too)"
@@ -25,6 +26,7 @@ _ENDINGS = {
     "length": "cut: the answer or the conversation is as long as it may be",
     "limit": "stopped: too many calls without an answer",
     "loop": "stopped: the model was going in circles",
+    "failed": "the server gave no answer",
 }
 # Escape sequences in a page or an answer would otherwise drive the user's terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -37,7 +39,7 @@ class _Question:
 
 
 class ChatSession:
-    """A conversation with memory.
+    """A conversation with memory; ``tokenizer`` is None for a model behind a server.
 
     Exchanges that end in an answer are remembered; one that is interrupted, loops or runs out of calls leaves no trace,
     so it cannot draw the next answer into the same rut. When the context is full the oldest exchanges are forgotten.
@@ -49,13 +51,14 @@ class ChatSession:
 
     def __init__(
         self,
-        engine: Engine,
-        tokenizer: Tokenizer,
+        engine: Engine | TextEngine,
+        tokenizer: Tokenizer | None,
         tools: Sequence[Tool] = (),
         limits: Limits | None = None,
         sampling: Sampling | None = None,
+        consent: Consent | None = None,
     ) -> None:
-        self._engine, self._tokenizer, self._tools = engine, tokenizer, list(tools)
+        self._engine, self._tokenizer, self._tools, self._consent = engine, tokenizer, list(tools), consent
         self._limits = limits or Limits()
         self._sampling = replace(sampling or Sampling(), max_new_tokens=self._limits.max_new_tokens)
         self.tools_on = bool(tools)
@@ -74,11 +77,12 @@ class ChatSession:
         # What a terminal could not decode arrives as lone surrogates, which have no token.
         question = {"role": "user", "content": text.encode("utf-8", "replace").decode("utf-8")}
         tools = self._tools if self.tools_on else []
-        conversation = Conversation(_Question("chat", [*self.messages, question]), self._tokenizer, tools, self._limits)
-        while (ids := _fitting_prompt(conversation)) is not None:
+        task = _Question("chat", [*self.messages, question])
+        conversation = Conversation(task, self._tokenizer, tools, self._limits, self._consent)
+        while (prompt := _fitting_prompt(conversation)) is not None:
             turn = replace(self._sampling, seed=self._sampling.seed + conversation.trace.turns)
-            (rollout,) = self._engine.generate([("chat", ids)], turn)
-            for event in conversation.take(rollout):
+            (answer,) = ask(self._engine, [(conversation, prompt)], turn)
+            for event in conversation.take(answer):
                 if isinstance(event, Answered) and event.text and event.finish in ("answer", "length"):
                     self.messages = conversation.trace.messages
                 yield event
@@ -118,11 +122,11 @@ def chat(session: ChatSession, source: TextIO | None = None, console: Console | 
                 console.print(Text("stopped", style="dim"))
 
 
-def _fitting_prompt(conversation: Conversation) -> list[int] | None:
+def _fitting_prompt(conversation: Conversation) -> Any | None:
     """The next prompt, with as many of the oldest exchanges forgotten as the context demands."""
-    while (ids := conversation.prompt()) is None and conversation.trace.finish == "length" and conversation.forget():
+    while (prompt := conversation.prompt()) is None and conversation.trace.finish == "length" and conversation.forget():
         pass
-    return ids
+    return prompt
 
 
 def _read(source: TextIO, console: Console, interactive: bool) -> str | None:

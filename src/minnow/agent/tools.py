@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import math
 import operator
+import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from minnow.agent.index import SearchIndex
 from minnow.data.calls import Call, CallError, check_name, parse_expression
@@ -22,6 +25,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
+_HINTS: dict[Any, str] = {
+    str: "string", float: "number", int: "integer", bool: "boolean", list: "array", dict: "object"
+}  # fmt: skip
 MAX_EXPRESSION = 500
 MAX_BITS = 1024
 
@@ -31,14 +37,23 @@ class Tool:
     """A function the model may call.
 
     Attributes:
-        parameters: JSON type of each argument by name; all are required.
+        parameters: JSON type of each argument by name.
         function: gets the arguments by name and returns text. A :class:`CallError` it raises is read by the model.
+        optional: the arguments that may be left out.
+        terse: show a model with LFM2's tokens names and types only, as the pocket world does.
+        effects: it changes something outside the conversation, so it runs with consent only, and never in a turn in
+            which text from outside has been read.
+        outside: its results are text from outside, which may be written to mislead.
     """
 
     name: str
     description: str
     parameters: dict[str, str]
     function: Callable[..., str]
+    optional: frozenset[str] = frozenset()
+    terse: bool = False
+    effects: bool = False
+    outside: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -48,9 +63,52 @@ class Tool:
                 f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(_TYPES)}"
             )
 
+    @classmethod
+    def of(cls, function: Callable[..., Any], effects: bool = False, outside: bool = False) -> Tool:
+        """A function as a tool: name, type hints, defaults and the first paragraph of its docstring say the rest.
+
+        Results that are no text are given as JSON.
+
+        Raises:
+            ValueError: an argument without a hint, or of a type that JSON does not have.
+        """
+        hints = get_type_hints(function)
+        parameters, optional = {}, set()
+        for name, parameter in inspect.signature(function).parameters.items():
+            hint = hints.get(name)
+            either = [each for each in get_args(hint) if each is not type(None)] if _is_union(hint) else [hint]
+            kind = _HINTS.get(get_origin(either[0]) or either[0]) if len(either) == 1 else None
+            if kind is None or parameter.kind not in (
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                inspect.Parameter.KEYWORD_ONLY,
+            ):
+                raise ValueError(
+                    f"argument {name} of {function.__name__} has no type that a call can carry; use str, int, float, "
+                    "bool, list or dict as its hint"
+                )
+            parameters[name] = kind
+            if parameter.default is not inspect.Parameter.empty:
+                optional.add(name)
+
+        def call(**arguments: Any) -> str:
+            result = function(**arguments)
+            return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+
+        about = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+        return cls(function.__name__, about, parameters, call, frozenset(optional), effects=effects, outside=outside)
+
     def schema(self) -> dict[str, Any]:
-        """What stands in the system turn: as few tokens as a small model needs."""
-        return {"name": self.name, "parameters": dict(self.parameters)}
+        """What stands in the system turn of a model with LFM2's tokens."""
+        if self.terse:
+            return {"name": self.name, "parameters": dict(self.parameters)}
+        properties = {name: {"type": kind} for name, kind in self.parameters.items()}
+        needed = [name for name in self.parameters if name not in self.optional]
+        parameters = {"type": "object", "properties": properties, "required": needed}
+        return {"name": self.name, "description": self.description, "parameters": parameters}
+
+    def function_schema(self) -> dict[str, Any]:
+        """The tool in the form of OpenAI's API, which most chat templates expect."""
+        return {"type": "function", "function": replace(self, terse=False).schema()}
 
 
 def call_tool(tools: Sequence[Tool], call: Call, max_characters: int) -> tuple[str, bool]:
@@ -78,12 +136,15 @@ def search_tool(index: SearchIndex) -> Tool:
         "find pages of the encyclopaedia",
         SEARCH_SCHEMA["parameters"],
         lambda query: format_hits(index.search(query, SEARCH_HITS)),
+        terse=True,
+        outside=True,
     )
 
 
 def calculator_tool() -> Tool:
     """``calculator(expression)``: exact integers, floats to 10 digits; see :func:`calculate`."""
-    return Tool("calculator", "evaluate an arithmetic expression", CALCULATOR_SCHEMA["parameters"], calculate)
+    about = "evaluate an arithmetic expression"
+    return Tool("calculator", about, CALCULATOR_SCHEMA["parameters"], calculate, terse=True)
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -141,6 +202,10 @@ def _evaluate(node: ast.expr) -> int | float:
     return value
 
 
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
 def _find(tools: Sequence[Tool], name: str) -> Tool:
     for tool in tools:
         if tool.name == name:
@@ -152,12 +217,13 @@ def _find(tools: Sequence[Tool], name: str) -> Tool:
 
 
 def _checked(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
-    signature = f"{tool.name}({', '.join(f'{name}: {kind}' for name, kind in tool.parameters.items())})"
-    if arguments.keys() != tool.parameters.keys():
+    listed = (f"{name}{'?' if name in tool.optional else ''}: {kind}" for name, kind in tool.parameters.items())
+    signature = f"{tool.name}({', '.join(listed)})"
+    if not tool.parameters.keys() - tool.optional <= arguments.keys() <= tool.parameters.keys():
         raise CallError(f"the arguments do not fit; the tool is {signature}.")
     checked = {}
-    for name, kind in tool.parameters.items():
-        value = arguments[name]
+    for name, value in arguments.items():
+        kind = tool.parameters[name]
         # calculator(expression=7) is plain enough to be understood
         if kind == "string" and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)

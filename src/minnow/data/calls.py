@@ -27,6 +27,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JSON_NAMES: dict[str, Any] = {"true": True, "false": False, "null": None}
 _LIST_OPENING = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
 _JSON_GAP = re.compile(r"[\s;]*")
+_MARKED = re.compile(
+    rf"{re.escape(CALL_START)}.*?(?:{re.escape(CALL_END)}|$)|{_HERMES_START}.*?(?:{_HERMES_END}|$)", re.DOTALL
+)
 _RESERVED_PREFIX = "reserved__"
 # A string literal, or a reserved word used as an argument's name. Strings are matched so that the words in them are not.
 _STRING_OR_RESERVED = re.compile(
@@ -80,8 +83,8 @@ def parse_calls(text: str) -> list[Call]:
 def parse_any_calls(text: str) -> list[Call]:
     """The calls of a whole answer in whichever form it has them; empty when there is none.
 
-    For scoring other people's models. The agent reads :func:`parse_calls` only: the marks of the other forms are plain
-    text that a page can hold.
+    For other people's models. Of models with LFM2's tokens the agent reads :func:`parse_calls` only: the marks of the
+    other forms are plain text to them, which an answer may quote.
 
     Raises:
         CallError: there is a call but it cannot be read.
@@ -95,8 +98,16 @@ def parse_any_calls(text: str) -> list[Call]:
         return [call for body in bodies for call in _parse_json(body)]
     body = text.strip().removeprefix("<|python_tag|>").strip()
     if body.startswith(("{", "[{")):
-        return _parse_json(body)
+        return _parse_json(body) if '"name"' in body else []  # JSON may be what was asked for
     return _parse_list(body) if _LIST_OPENING.match(body) else []
+
+
+def without_calls(text: str) -> str:
+    """What an answer that :func:`parse_any_calls` finds calls in says beside them and its thoughts."""
+    if text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
+    beside = _MARKED.sub("", text)
+    return beside.strip() if beside != text else ""
 
 
 def render_call(name: str, arguments: dict[str, Any]) -> str:
@@ -198,7 +209,7 @@ def _check_length(body: str) -> None:
 def _parse_json(body: str) -> list[Call]:
     """JSON objects or a list of them, one after another with white space or ``;`` between."""
     _check_length(body)
-    decoder, calls, at = json.JSONDecoder(), [], 0
+    decoder, calls, at = json.JSONDecoder(parse_float=_finite, parse_constant=_finite), [], 0
     try:
         while (at := _JSON_GAP.match(body, at).end()) < len(body):  # type: ignore[union-attr]  # it matches nothing too
             value, at = decoder.raw_decode(body, at)
@@ -212,10 +223,16 @@ def _parse_json(body: str) -> list[Call]:
     return calls
 
 
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no number of JSON")
+    return value
+
+
 def _json_call(value: Any) -> Call:
     arguments = value.get("arguments", value.get("parameters", {})) if isinstance(value, dict) else None
     if isinstance(arguments, str):  # as OpenAI's API has them
-        arguments = json.loads(arguments or "{}")
+        arguments = json.loads(arguments or "{}", parse_float=_finite, parse_constant=_finite)
     if not (isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(arguments, dict)):
         raise CallError('a call in JSON has a "name" and "arguments", an object.')
     return Call(value["name"], arguments)

@@ -5,13 +5,12 @@ The agent calls :func:`format_hits` at run time, so what a model sees there is w
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any, Protocol
 
+from minnow.data.calls import CALL_END, CALL_START, CallError, parse_calls, render_call
 from minnow.tasks.names import split_of
 from minnow.tasks.types import Draft, Score, Split
 
@@ -19,7 +18,6 @@ SEARCH_SCHEMA: dict[str, Any] = {"name": "search", "parameters": {"query": "stri
 CALCULATOR_SCHEMA: dict[str, Any] = {"name": "calculator", "parameters": {"expression": "string"}}
 SEARCH_HITS = 2
 SENTENCES_SHOWN = 4
-CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 NO_HITS = "No page found."
 
 
@@ -43,30 +41,22 @@ def sentences(text: str) -> list[str]:
     return re.split(r"(?<=\.)\s+", text.strip())
 
 
-def call_text(name: str, **arguments: str) -> str:
-    """One call as the model writes it: ``<|tool_call_start|>[search(query="Velmora")]<|tool_call_end|>``."""
-    listed = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
-    return f"{CALL_START}[{name}({listed})]{CALL_END}"
-
-
 def call_turn(name: str, **arguments: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": call_text(name, **arguments)}
+    """A turn that makes one call: ``<|tool_call_start|>[search(query="Velmora")]<|tool_call_end|>``."""
+    return {"role": "assistant", "content": render_call(name, arguments)}
 
 
 def first_call(text: str) -> dict[str, Any] | None:
-    """The first call in ``text`` as {"name", "arguments"}; None where there is none that can be read."""
-    found = re.search(rf"{re.escape(CALL_START)}(.*?){re.escape(CALL_END)}", text, re.DOTALL)
-    if not found:
-        return None
+    """The first call in ``text`` as {"name", "arguments"}; None where there is none that can be read.
+
+    The agent is lenient about a token that is missing. A model is not taught to leave one out.
+    """
+    found = re.search(rf"{re.escape(CALL_START)}.*?{re.escape(CALL_END)}", text, re.DOTALL)
     try:
-        calls = ast.parse(found[1].strip(), mode="eval").body
-        call = calls.elts[0] if isinstance(calls, ast.List) else None
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            return None
-        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return {"name": call.func.id, "arguments": arguments}
-    except (SyntaxError, ValueError, IndexError, MemoryError, RecursionError):
+        calls = parse_calls(found[0]) if found else []
+    except CallError:
         return None
+    return {"name": calls[0].name, "arguments": calls[0].arguments} if calls else None
 
 
 def score_call(answer: dict[str, Any], text: str) -> Score:
