@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),
     "export": Command("minnow.cli.export:export", "write a model as GGUF files, and check them"),
-    "profile": Command("minnow.cli.device:profile", "measure speed and memory of models on this machine"),
+    "profile": Command("minnow.cli.profile:profile", "measure speed and memory of models, here or on a phone"),
 }
 
 

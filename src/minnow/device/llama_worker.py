@@ -15,11 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minnow.device.machine import peak_rss_bytes
 from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
@@ -32,19 +32,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process ever held (VmHWM, or ru_maxrss where there is no /proc)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass

@@ -1,83 +1,92 @@
-"""How fast and how large a GGUF file is on this machine.
+"""How fast and how large a model is on this machine.
 
-Follows Pipette's method (Liquid AI): random tokens, greedy, end token ignored, one warm-up, repeats with spread,
-load and tokenization timed apart, peak memory from VmHWM. Each file runs in a process of its own.
+Follows Pipette's method (Liquid AI) and field names: random tokens, greedy, end token ignored, one warm-up, repeats with
+spread, load timed apart, peak memory from VmHWM. Every model and length runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minnow.device.bench import Bench, Engine, Timing, interleaved
 from minnow.device.gguf_export import export_gguf, gguf_metadata
-from minnow.device.llama_cpp import LlamaCpp
+from minnow.device.machine import (
+    cpu_ticks,
+    describe_machine,
+    energy_joules,
+    load_average,
+    steal_share,
+    usable_cores,
+)
+from minnow.device.random_gguf import write_random_gguf
 from minnow.errors import UserError
+from minnow.files import read_json
+from minnow.model.accounting import parameter_parts
+from minnow.model.config import ModelConfig
+from minnow.model.presets import PRESETS, find_preset
+from minnow.progress import track
 
-_NOISY_SPREAD = 0.10  # standard deviation over mean of the repeats
+NOISY_SPREAD = 0.10  # standard deviation over mean of the repeats
 _LOAD_SLACK = 0.5  # load average that an idle machine shows anyway
-_DECODED_TOKENS = 32  # per repeat and depth
+_WAITED = 0.9  # of the time, the one thread must have had its core
+_DECODED = 100  # tokens that decoding speed is taken over, as in Pipette
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model as a bench takes it."""
+
+    name: str
+    path: Path
+    type: str
+    bytes: int
+    parameters: int
+    context: int
 
 
 def profile(
-    models: Path | Sequence[Path],
+    models: Path | str | Sequence[Path | str],
     threads: int | None = None,
     prompts: Sequence[int] = (32, 128, 512),
     decode_depths: Sequence[int] = (32, 512),
     repeats: int = 5,
+    answer: int = 256,
+    engine: Engine = "llama.cpp",
+    kind: str = "F16",
 ) -> dict[str, Any]:
-    """Measure GGUF files, or checkpoint folders (exported as F16 into a temporary folder first).
+    """Measure models: GGUF files, checkpoint folders, or published shapes by name, which get random weights.
 
     Args:
-        threads: of llama.cpp, for prefill and decode; all usable cores by default.
-        prompts: prompt lengths for prefill and time to first token. Lengths beyond the file's context are left out.
+        threads: for prefill and decode; all usable cores by default.
+        prompts: prompt lengths for prefill and time to first token. Lengths beyond a model's context are left out.
         decode_depths: tokens already in context when decoding is timed; likewise.
-        repeats: timed repeats after one warm-up; the lengths take turns within each repeat.
+        repeats: timed repeats after one warm-up.
+        answer: tokens decoded at each depth; end-to-end latency is of prompt and answer.
+        kind: GGUF type that folders and names are written in, into a temporary folder, for llama.cpp.
 
     Returns:
-        ``{"machine": {...}, "files": [...]}`` with a file entry as :func:`profile_file` gives it.
+        ``machine``, and ``files`` with, per model: ``file``, ``type``, ``bytes``, ``parameters``, ``engine``,
+        ``threads``, ``repeats``, ``runtime``, ``runtime_build``, ``load_seconds`` (median over its processes);
+        ``prefill``: ``tokens``, ``tokens_per_second`` (by the median), ``ttft_ms`` and ``p50_ms`` (median), ``p95_ms``,
+        ``spread``; ``decode``: ``depth``, ``tokens_per_second`` (median over repeats of the first 100 tokens),
+        ``p50_ms`` and ``p95_ms`` (per token), ``spread`` (standard deviation over mean of the repeats);
+        ``end_to_end``: ``tokens``, ``answer``, ``p50_ms``, ``p95_ms``; ``memory``: ``tokens``, ``peak`` and its parts in
+        bytes (:meth:`minnow.device.bench.Bench.memory`); ``peak_rss_bytes`` (the largest peak, whole process) and
+        ``peak_rss_before_bytes`` (before the model: Python and libraries); ``pipette``: the same under Pipette's names, each ``mean`` and ``stddev``;
+        ``load_average`` and ``steal_share``; ``noisy`` and ``noise``, why. ``energy_joules`` is None where the machine
+        has no counter.
 
     Raises:
-        UserError: as :func:`profile_file`.
-    """
-    files = [models] if isinstance(models, Path) else list(models)
-    entries = []
-    for model in files:
-        if model.is_dir():
-            with tempfile.TemporaryDirectory() as folder:
-                exported = export_gguf(model, Path(folder) / f"{model.resolve().name}-F16.gguf", "F16")
-                entries.append(profile_file(exported.file, threads, prompts, decode_depths, repeats))
-        else:
-            entries.append(profile_file(model, threads, prompts, decode_depths, repeats))
-    return {"machine": describe_machine(), "files": entries}
-
-
-def profile_file(
-    file: Path,
-    threads: int | None = None,
-    prompts: Sequence[int] = (32, 128, 512),
-    decode_depths: Sequence[int] = (32, 512),
-    repeats: int = 5,
-) -> dict[str, Any]:
-    """Measure one GGUF file; arguments as :func:`profile`.
-
-    Returns:
-        ``file``, ``type``, ``bytes``, ``parameters``, ``threads``, ``repeats``, ``load_seconds``, ``peak_rss_bytes``
-        (whole worker) and ``peak_rss_before_bytes`` (the worker before loading: Python and libraries);
-        ``prefill``: ``tokens``, ``tokens_per_second`` (from the median prompt time), ``ttft_ms`` (median until the
-        first token is known), ``p50_ms`` and ``p95_ms`` (prompt time over repeats), ``spread``;
-        ``decode``: ``depth``, ``tokens_per_second`` (median over repeats), ``p50_ms`` and ``p95_ms`` (per token),
-        ``spread``; ``spread`` is standard deviation over mean of the repeats. ``noisy`` when a spread exceeds 10% or
-        the load average before leaves fewer cores free than ``threads``. ``energy_joules`` is None: not measured.
-
-    Raises:
-        UserError: fewer than 2 repeats, lengths that do not fit the file's context, more threads than usable cores, or
-            as :class:`LlamaCpp`.
+        UserError: fewer than 2 repeats, lengths that do not fit a model's context, more threads than usable cores, a
+            name that is not known, or a model that the engine cannot run.
     """
     threads = usable_cores() if threads is None else threads
     if not 1 <= threads <= usable_cores():
@@ -86,86 +95,137 @@ def profile_file(
         )
     if repeats < 2:
         raise UserError(f"{repeats} repeats give no spread; ask for at least 2 (5 is usual)")
-    facts = gguf_metadata(file)
-    context = facts["context_length"]
-    lengths = [n for n in prompts if 1 <= n <= context]
-    depths = [n for n in decode_depths if n >= 1 and n + _DECODED_TOKENS <= context]
-    if not lengths or not depths:
-        raise UserError(
-            f"no prompt of {list(prompts)} or no depth of {list(decode_depths)} tokens fits the context of {context} "
-            f"of {file.name}; ask for shorter ones"
-        )
+    entries = []
+    for model in [models] if isinstance(models, Path | str) else models:
+        with _opened(model, engine, kind) as subject:
+            lengths = [n for n in prompts if 1 <= n <= subject.context]
+            depths = [n for n in decode_depths if n >= 1 and n + answer <= subject.context]
+            if not lengths or not depths:
+                raise UserError(
+                    f"no prompt of {list(prompts)} or no depth of {list(decode_depths)} tokens and {answer} more fits "
+                    f"the context of {subject.context} of {subject.name}; ask for shorter ones"
+                )
+            entries.append(_measured(subject, engine, threads, lengths, depths, repeats, answer))
+    return {"machine": describe_machine(), "files": entries}
 
-    random = np.random.default_rng(0)
-    load_before, steal_before = _load_average(), _cpu_ticks()
-    ttft: dict[int, list[float]] = {n: [] for n in lengths}
-    prefill: dict[int, list[float]] = {n: [] for n in lengths}
-    decode: dict[int, list[list[float]]] = {n: [] for n in depths}
-    with LlamaCpp(file, max(max(lengths), max(depths) + _DECODED_TOKENS), threads) as llama:
-        for repeat in range(repeats + 1):
-            for n in lengths:
-                times = llama.time_prefill(random.integers(facts["vocab_size"], size=n).tolist())
-                if repeat:
-                    prefill[n].append(times["prefill_ms"])
-                    ttft[n].append(times["ttft_ms"])
-            for n in depths:
-                steps = llama.time_decode(random.integers(facts["vocab_size"], size=n).tolist(), _DECODED_TOKENS)
-                if repeat:
-                    decode[n].append(steps)
-        info, peak = llama.info, llama.peak_rss_bytes()
+
+@contextmanager
+def _opened(model: Path | str, engine: Engine, kind: str) -> Iterator[_Subject]:
+    """The file or folder that a bench opens; what had to be written for it is gone afterwards."""
+    if isinstance(model, Path) and not model.is_dir():
+        facts = gguf_metadata(model)
+        if engine != "llama.cpp":
+            raise UserError(f"{model} is a GGUF file, which only llama.cpp runs; leave out --engine {engine}")
+        size = model.stat().st_size
+        yield _Subject(model.name, model, facts["type"], size, facts["parameters"], facts["context_length"])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield _written(model, engine, kind, Path(folder))
+
+
+def _written(model: Path | str, engine: Engine, kind: str, folder: Path) -> _Subject:
+    if isinstance(model, Path):
+        name = model.resolve().name
+        if engine == "torch":
+            config = ModelConfig.from_hf(read_json(model / "config.json"))
+            size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+            return _Subject(name, model, "checkpoint", size, _parameters(config), config.max_positions)
+        file = export_gguf(model, folder / f"{name}-{kind}.gguf", kind).file
+        facts = gguf_metadata(file)
+        return _Subject(file.name, file, kind, file.stat().st_size, facts["parameters"], facts["context_length"])
+    preset = find_preset(model)
+    if preset is None:
+        raise UserError(
+            f"there is no file or folder {model}, and no published shape of that name ({', '.join(PRESETS)})"
+        )
+    if engine == "torch":
+        (folder / "config.json").write_text(json.dumps(preset.to_hf()))
+        count = _parameters(preset)
+        return _Subject(model, folder, "random", 2 * count, count, preset.max_positions)
+    file = folder / f"{model}-{kind}.gguf"
+    size = write_random_gguf(preset, file, kind)
+    return _Subject(f"{model} (random weights)", file, kind, size, _parameters(preset), preset.max_positions)
+
+
+def _parameters(config: ModelConfig) -> int:
+    return sum(parameter_parts(config).values())
+
+
+def _measured(
+    subject: _Subject,
+    engine: Engine,
+    threads: int,
+    lengths: Sequence[int],
+    depths: Sequence[int],
+    repeats: int,
+    answer: int,
+) -> dict[str, Any]:
+    load_before, steal_before, energy_before = load_average(), cpu_ticks(), energy_joules()
+    runs: dict[int, list[Timing]] = {}
+    memory: list[dict[str, int]] = []
+    loads: list[float] = []
+    every = sorted({*lengths, *depths})
+    facts: dict[str, Any] = {}
+    with track(len(every), f"profile {subject.name}", "lengths") as bar:
+        for n in every:
+            asked = answer if n in depths else 0
+            with Bench(engine, subject.path, n + asked + 1, threads) as bench:
+                (runs[n],) = interleaved([bench], n, asked, repeats)
+                memory.append({"tokens": n, **bench.memory()})
+                loads.append(bench.opened["load_seconds"])
+                facts = bench.last
+            bar.advance(1)
+    energy = energy_joules()
     entry: dict[str, Any] = {
-        "file": file.name,
-        "type": facts["type"],
-        "bytes": file.stat().st_size,
-        "parameters": facts["parameters"],
+        "file": subject.name,
+        "type": subject.type,
+        "bytes": subject.bytes,
+        "parameters": subject.parameters,
+        "engine": engine,
         "threads": threads,
         "repeats": repeats,
-        "runtime": f"xllamacpp {info['version']}",
-        "runtime_build": info["system_info"].strip(" |"),
-        "load_seconds": info["load_seconds"],
-        "peak_rss_bytes": peak,
-        "peak_rss_before_bytes": info["peak_rss_before_bytes"],
-        "prefill": [_prefill_entry(n, prefill[n], ttft[n]) for n in lengths],
-        "decode": [_decode_entry(n, decode[n]) for n in depths],
-        "load_average": {"before": load_before, "after": _load_average()},
-        "steal_share": _steal_share(steal_before, _cpu_ticks()),
-        "energy_joules": None,
-    }
-    spreads = [each["spread"] for each in entry["prefill"] + entry["decode"]]
-    entry["noisy"] = max(spreads) > _NOISY_SPREAD or load_before > usable_cores() - threads + _LOAD_SLACK
-    return entry
+        "runtime": facts["runtime"],
+        "runtime_build": facts["runtime_build"],
+        "load_seconds": float(np.median(loads)),
+        "peak_rss_bytes": max(each["peak"] for each in memory),
+        "peak_rss_before_bytes": max(each["before"] for each in memory),
+        "memory": memory,
+        "prefill": [prefill_entry(n, [each.ttft_ms for each in runs[n]]) for n in lengths],
+        "decode": [decode_entry(n, [each.token_ms[:_DECODED] for each in runs[n]]) for n in depths],
+        "end_to_end": [_end_to_end(n, answer, runs[n]) for n in depths],
+        "pipette": _pipette(runs, lengths, depths, answer) | {f"max_memory_usage_{m['tokens']}": m["peak"] for m in memory},
+        "load_average": {"before": load_before, "after": load_average()},
+        "steal_share": steal_share(steal_before, cpu_ticks()),
+        "energy_joules": None if energy is None or energy_before is None else energy - energy_before,
+    }  # fmt: skip
+    waited = threads == 1 and min(each.cpu_share for found in runs.values() for each in found) < _WAITED
+    spread = max(each["spread"] for each in entry["prefill"] + entry["decode"])
+    entry["noise"] = noise(spread, load_before > usable_cores() - threads + _LOAD_SLACK, waited)
+    return entry | {"noisy": bool(entry["noise"])}
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were taken on: processor, cores, memory, system."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+def noise(spread: float, loaded: bool, waited: bool) -> list[str]:
+    """Why the figures should not be trusted; empty where they may be."""
+    found = [f"repeats differ by {spread:.0%}"] if spread > NOISY_SPREAD else []
+    found += ["other processes held the cores at the start"] if loaded else []
+    return found + (["the thread had to wait for its core"] if waited else [])
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _prefill_entry(tokens: int, prompt_ms: list[float], ttft_ms: list[float]) -> dict[str, Any]:
-    p50 = float(np.median(prompt_ms))
+def prefill_entry(tokens: int, times_ms: Sequence[float]) -> dict[str, Any]:
+    """Prefill of ``tokens`` tokens from the time to the first token of each repeat."""
+    p50 = float(np.median(times_ms))
     return {
         "tokens": tokens,
         "tokens_per_second": 1e3 * tokens / p50,
-        "ttft_ms": float(np.median(ttft_ms)),
+        "ttft_ms": p50,
         "p50_ms": p50,
-        "p95_ms": float(np.percentile(prompt_ms, 95)),
-        "spread": float(np.std(prompt_ms) / np.mean(prompt_ms)),
+        "p95_ms": float(np.percentile(times_ms, 95)),
+        "spread": float(np.std(times_ms) / np.mean(times_ms)),
     }
 
 
-def _decode_entry(depth: int, repeats: list[list[float]]) -> dict[str, Any]:
+def decode_entry(depth: int, repeats: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Decoding after ``depth`` tokens from the milliseconds of each token of each repeat."""
     times = np.array(repeats)
     means = times.mean(axis=1)
     return {
@@ -177,29 +237,27 @@ def _decode_entry(depth: int, repeats: list[list[float]]) -> dict[str, Any]:
     }
 
 
-def _load_average() -> float:
-    return os.getloadavg()[0]
+def _end_to_end(depth: int, answer: int, runs: Sequence[Timing]) -> dict[str, Any]:
+    times = [run.ttft_ms + float(run.token_ms.sum()) for run in runs]
+    p50, p95 = float(np.median(times)), float(np.percentile(times, 95))
+    return {"tokens": depth, "answer": answer, "p50_ms": p50, "p95_ms": p95}
 
 
-def _cpu_ticks() -> tuple[int, int] | None:
-    """Ticks stolen by the hypervisor and ticks in all, where the system tells."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return None
-    ticks = [int(each) for each in stat.read_text().splitlines()[0].split()[1:9]]
-    return ticks[7], sum(ticks)
+def _pipette(
+    runs: dict[int, list[Timing]], lengths: Sequence[int], depths: Sequence[int], answer: int
+) -> dict[str, Any]:
+    """Throughput in tokens per second and latency in seconds, by Pipette's names."""
+    found: dict[str, Any] = {}
+    for n in lengths:
+        found[f"prefill_throughput_{n}"] = _mean([1e3 * n / run.ttft_ms for run in runs[n]])
+    for n in depths:
+        first = min(_DECODED, answer)
+        speeds = [1e3 / float(run.token_ms[:first].mean()) for run in runs[n]]
+        found[f"decode_throughput_{n}_{first}"] = _mean(speeds)
+        seconds = [(run.ttft_ms + float(run.token_ms.sum())) / 1e3 for run in runs[n]]
+        found[f"end_to_end_latency_{n}_{answer}"] = _mean(seconds)
+    return found
 
 
-def _steal_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
-    if before is None or after is None or after[1] == before[1]:
-        return None
-    return (after[0] - before[0]) / (after[1] - before[1])
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "stddev": float(np.std(values))}
