@@ -18,7 +18,7 @@ from minnow.errors import UserError
 from minnow.evaluate.text import bits_per_byte, held_out_loss
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
-from minnow.rollout import scoring
+from minnow.rollout import batching, scoring
 from minnow.rollout.scoring import Request, TorchScorer, windows
 
 REQUESTS: list[Request] = [
@@ -48,7 +48,7 @@ def reference(model: Backbone, context: list[int], continuation: list[int]) -> t
 def test_every_way_of_reading_gives_the_logits_sum(
     make_model: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, batch: int, step_cost: int
 ) -> None:
-    monkeypatch.setattr(scoring, "_BATCH_TOKENS", batch)
+    monkeypatch.setattr(batching, "MOST_POSITIONS", batch)
     monkeypatch.setattr(scoring, "_STEP_COST", step_cost)
     model = make_model(vocab_size=128)
     with torch.no_grad():

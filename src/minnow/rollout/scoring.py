@@ -10,11 +10,11 @@ from torch import Tensor
 
 from minnow.errors import UserError
 from minnow.model.language_model import LanguageModel
+from minnow.rollout.batching import batches
 
 Request = tuple[Sequence[int], Sequence[int]]
 """Context ids, at least one, and continuation ids."""
 
-_BATCH_TOKENS = 8192  # positions read at once; more fills caches with activations
 _STEP_COST = 3  # what a position costs in a step, in positions of a prefill
 
 
@@ -84,7 +84,7 @@ class TorchScorer:
     def _read(self, sequences: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[Likelihood]:
         """Each sequence's ids from its start on, given all before them."""
         results: dict[int, Likelihood] = {}
-        for batch in _batches([len(each) for each in sequences]):
+        for batch in batches([len(each) for each in sequences]):
             tokens = self._padded([sequences[place][:-1] for place in batch])
             hidden = self.model(tokens)
             # Of each row the positions that predict its continuation, one row after another.
@@ -103,7 +103,7 @@ class TorchScorer:
     ) -> list[list[Likelihood]]:
         """For each context its continuations, longest first while they are read, so that rows fall away at the end."""
         results: dict[int, list[Likelihood]] = {}
-        for batch in _batches([len(each) for each in contexts]):
+        for batch in batches([len(each) for each in contexts]):
             lengths = torch.tensor([len(contexts[place]) for place in batch])
             rows = [
                 (row, number, each)
@@ -148,15 +148,6 @@ class TorchScorer:
         logits = self.model.logits(hidden).float()
         chosen = logits.gather(1, targets[:, None])[:, 0]
         return (chosen - logits.logsumexp(-1)).double(), logits.argmax(-1) == targets
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places, longest first, as many at once as hold at most a batch's positions when padded."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    while order:
-        count = max(1, _BATCH_TOKENS // max(1, lengths[order[0]]))
-        yield order[:count]
-        order = order[count:]
 
 
 def windows(ids: Sequence[int], first: int, longest: int) -> Iterator[Request]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from minnow.loops import Lexicon, Loop, LoopWatch, Penalty, find_loop
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
+from minnow.rollout.batching import batches
 from minnow.rollout.guard import Guard, Rewound
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 
@@ -174,15 +176,20 @@ class TorchEngine:
         """Prefill the rows' prompts and what is kept of their answers, equal ones once."""
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault((*row.prompt[1], *row.tokens), len(unique)) for row in rows]
-        lengths = torch.tensor([len(ids) for ids in unique])
-        width = int(lengths.max())
-        tokens = torch.full((len(unique), width), self.tokenizer.pad_id, dtype=torch.long)
-        for place, ids in enumerate(unique):
+        lengths = [len(ids) for ids in unique]
+        capacity = max(lengths) + max(row.sampling.max_new_tokens - len(row.tokens) for row in rows)
+        sequences, order = list(unique), list(batches(lengths))
+        hidden, states = zip(*(self._prefill([sequences[i] for i in batch], capacity) for batch in order), strict=True)
+        read = {i: place for place, i in enumerate(i for batch in order for i in batch)}
+        index = torch.tensor([read[place] for place in places])
+        return torch.cat(hidden)[index], functools.reduce(DecodeState.join, states).select(index)
+
+    def _prefill(self, sequences: Sequence[tuple[int, ...]], capacity: int) -> tuple[Tensor, DecodeState]:
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        tokens = torch.full((len(sequences), int(lengths.max())), self.tokenizer.pad_id, dtype=torch.long)
+        for place, ids in enumerate(sequences):
             tokens[place, : len(ids)] = torch.tensor(ids)
-        budget = max(row.sampling.max_new_tokens - len(row.tokens) for row in rows)
-        hidden, state = self.model.prefill(tokens, lengths, width + budget)
-        index = torch.tensor(places)
-        return hidden[index], state.select(index)
+        return self.model.prefill(tokens, lengths, capacity)
 
     def _choose(self, hidden: Tensor, flight: list[_Row]) -> tuple[Tensor, Tensor]:
         """Next token and its log-probability for every row."""
