@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minnow.data.cleaning import contaminated, copies, near_copies, strings, words_of
+from minnow.data.cleaning import contaminated, copies, strings
+from minnow.data.duplicates import words_of
 from minnow.errors import UserError
 
 free = settings(deadline=None, derandomize=True, max_examples=60)
@@ -49,30 +49,6 @@ def test_shorter_evaluation_texts_count_whole() -> None:
         contaminated(["x"], 5)
     with pytest.raises(UserError, match="no evaluation text has 8 words"):
         contaminated(["too short"], 13)
-
-
-def test_near_copies_share_most_of_their_shingles() -> None:
-    rule = near_copies(0.7)
-    base = [drawn(400, seed) for seed in range(20)]
-    assert not any(rule(" ".join(words)) for words in base)
-    changed, different = [], []
-    for seed, words in enumerate(base):
-        few, many = list(words), list(words)
-        for place in random.Random(seed).sample(range(400), 4):
-            few[place] = "changed"
-        for place in random.Random(seed).sample(range(400), 130):
-            many[place] = f"other{place}"
-        changed.append(rule(" ".join(few)))
-        different.append(rule(" ".join(many)))
-    assert sum(changed) >= 19 and sum(different) <= 1
-    with pytest.raises(UserError, match="a similarity of 1 tells no near copies"):
-        near_copies(1.0)
-
-
-def test_without_datasketch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"install it with: pip install 'minnow\[data\]'"):
-        near_copies(0.8)
 
 
 def test_texts_of_a_row_are_found_at_any_depth() -> None:

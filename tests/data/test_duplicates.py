@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
-from minnow.data.duplicates import near_duplicates
+import pytest
+
+from minnow.data.duplicates import NearCopies, near_duplicates
+from minnow.errors import UserError
 
 
 def jaccard(first: str, second: str) -> float:
@@ -27,9 +30,16 @@ def test_near_duplicates_are_those_of_the_definition() -> None:
                 other[source.randrange(len(other))] = "changed"
             texts.append("  ".join(other).upper())
     source.shuffle(texts)
-    wanted = [i for i in range(len(texts)) if any(jaccard(texts[i], texts[j]) >= 0.8 for j in range(i))]
-    assert near_duplicates(texts) == wanted and 60 < len(wanted) < 180
+    for overlap in (0.8, 0.5):
+        kept: list[int] = []
+        for i in range(len(texts)):
+            if not any(jaccard(texts[i], texts[j]) >= overlap for j in kept):
+                kept.append(i)
+        wanted = sorted(set(range(len(texts))) - set(kept))
+        assert near_duplicates(texts, overlap) == wanted and 60 < len(wanted) < 190
 
 
 def test_nothing_is_left_out_of_nothing() -> None:
     assert near_duplicates([]) == [] and near_duplicates(["", "one"]) == [] and near_duplicates(["", " "]) == [1]
+    with pytest.raises(UserError, match="a similarity of 1 tells no near copies"):
+        NearCopies(1.0)

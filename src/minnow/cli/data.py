@@ -14,9 +14,10 @@ import numpy as np
 import tyro
 
 from minnow.cli.output import AsJson, columns, emit, size_text
-from minnow.data.cleaning import Rule, contaminated, copies, near_copies, strings
+from minnow.data.cleaning import Rule, contaminated, copies, strings
 from minnow.data.corpus import HELD_OUT, Corpus
 from minnow.data.documents import read_records
+from minnow.data.duplicates import NearCopies
 from minnow.data.store import expand
 from minnow.data.table import read_rows
 from minnow.data.tokenizer import Tokenizer
@@ -126,7 +127,7 @@ def clean(
         evaluation = (text for file in against for row in read_rows(file) for text in strings(row.values))
         rules["in evaluation sets"] = contaminated(evaluation, run_of_words)
     if near is not None:
-        rules["near copies"] = near_copies(near)
+        rules["near copies"] = NearCopies(near)
     counts = dict.fromkeys(["read", *rules, "kept"], 0)
 
     def kept() -> Iterator[tuple[Any, ...]]:

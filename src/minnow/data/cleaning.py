@@ -1,12 +1,13 @@
-"""What to leave out of a corpus before it is tokenised: copies, near copies, and what evaluation sets hold."""
+"""What to leave out of a corpus before it is tokenised: copies, and what evaluation sets hold."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from minnow.data.duplicates import words_of
 from minnow.errors import UserError
 
 Rule = Callable[[str], bool]
@@ -14,14 +15,6 @@ Rule = Callable[[str], bool]
 
 FEWEST_WORDS = 8
 """Of an evaluation text; shorter ones are everywhere (GPT-3's lower limit, arXiv 2005.14165, appendix C)."""
-
-_SHINGLE = 5  # words
-_WORD = re.compile(r"\w+")
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, without case, punctuation or spacing."""
-    return _WORD.findall(text.casefold())
 
 
 def copies() -> Rule:
@@ -37,46 +30,21 @@ def copies() -> Rule:
     return rule
 
 
-def near_copies(similarity: float, permutations: int = 128) -> Rule:
-    """Texts that share about ``similarity`` of their 5-word shingles (Jaccard) with one that was kept: MinHash and LSH.
-
-    Raises:
-        UserError: datasketch is not installed, or the similarity is not between 0 and 1.
-    """
-    if not 0 < similarity < 1:
-        raise UserError(f"a similarity of {similarity:g} tells no near copies; use one between 0 and 1, such as 0.8")
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError as error:
-        raise UserError("near copies are found by datasketch; install it with: pip install 'minnow[data]'") from error
-    index, kept = MinHashLSH(threshold=similarity, num_perm=permutations), 0
-
-    def rule(text: str) -> bool:
-        nonlocal kept
-        words = words_of(text)
-        shingles = {" ".join(words[at : at + _SHINGLE]) for at in range(max(1, len(words) - _SHINGLE + 1))}
-        sketch = MinHash(num_perm=permutations, seed=1)
-        sketch.update_batch([shingle.encode() for shingle in shingles])
-        if index.query(sketch):
-            return True
-        index.insert(kept, sketch)
-        kept += 1
-        return False
-
-    return rule
-
-
-def contaminated(evaluation: Iterable[str], length: int = 13) -> Rule:
+def contaminated(evaluation: Iterable[str], length: int = 13, common: int | None = None) -> Rule:
     """Texts that share ``length`` words in a row with an evaluation text, or all words of one that has fewer.
+
+    Args:
+        common: words in a row that more than so many different evaluation texts share are their form, and are cut out of
+            them before.
 
     Raises:
         UserError: ``length`` is below :data:`FEWEST_WORDS`, or no evaluation text has so many words.
     """
     if length < FEWEST_WORDS:
         raise UserError(f"runs of {length} words are everywhere; use at least {FEWEST_WORDS}")
+    texts = map(words_of, evaluation)
     runs: dict[int, set[str]] = {}
-    for text in evaluation:
-        words = words_of(text)
+    for words in texts if common is None else _without_form(texts, length, common):
         size = min(length, len(words))
         if size >= FEWEST_WORDS:
             runs.setdefault(size, set()).update(_runs(words, size))
@@ -90,6 +58,22 @@ def contaminated(evaluation: Iterable[str], length: int = 13) -> Rule:
         return any(run in known for size, known in runs.items() for run in _runs(words, size))
 
     return rule
+
+
+def _without_form(texts: Iterable[list[str]], length: int, common: int) -> Iterator[list[str]]:
+    """What is left of texts between runs of ``length`` words that more than ``common`` of them have."""
+    different = list({" ".join(words): words for words in texts}.values())
+    counts: Counter[str] = Counter()
+    for words in different:
+        counts.update(set(_runs(words, length)))
+    for words in different:
+        begin = 0
+        for at, run in enumerate(_runs(words, length)):
+            if counts[run] > common:
+                if at > begin:
+                    yield words[begin:at]
+                begin = at + length
+        yield words[begin:]
 
 
 def _runs(words: list[str], size: int) -> Iterator[str]:
