@@ -19,7 +19,7 @@ from transformers import Lfm2ForCausalLM
 from minnow.cli import export as export_command
 from minnow.cli import main
 from minnow.cli.chat import _folder_index
-from minnow.cli.models import resolve_model, run_of
+from minnow.cli.models import resolve_model
 from minnow.data.tokenizer import train_tokenizer
 from minnow.device.gguf_export import GgufFile, export_gguf
 from minnow.errors import UserError
@@ -27,6 +27,7 @@ from minnow.loops import Rate
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
 from minnow.model.families.lfm2 import lfm2_config
+from minnow.recipe.run_record import run_of
 from minnow.tasks import PocketWorld
 
 TEXT = [

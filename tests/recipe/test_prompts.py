@@ -9,7 +9,7 @@ import pytest
 
 from minnow.errors import UserError
 from minnow.evaluate.prompts import read_prompts
-from minnow.recipe.stages.prompts import given_prompts, read_given
+from minnow.recipe.stages.prompts import LOOSE, given_prompts, read_given
 from minnow.tasks import judge
 from minnow.tasks.given import Given, is_open
 
@@ -46,6 +46,21 @@ def test_sets_files_and_task_files_together(tmp_path: Path) -> None:
     assert judge(found[5], "It is 1.").correct and judge(found[7], "x").correct and judge(found[8], "yes").correct
     with pytest.raises(UserError, match="did you mean enumeration"):
         read_given(["enumerations"], 5)
+
+
+def test_what_a_task_holds_out_is_never_trained_on(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", *({"prompt": f"train {i}", "answer": "yes"} for i in range(20)))
+    write(tmp_path / "test.jsonl", *({"prompt": f"test {i}", "answer": "yes"} for i in range(7)))
+    (tmp_path / "mine.yaml").write_text("name: mine\nverifier: exact\ntrain: train.jsonl\nheld_out: test.jsonl\n")
+    loose = write(tmp_path / "p.jsonl", *({"prompt": f"prompt {i}"} for i in range(10)))
+    drawn = given_prompts((str(tmp_path / "mine.yaml"), loose, "function-calls"), 10, 1)
+    splits = [{(each.task, each.split) for each in part} for part in (drawn.train, drawn.gate, drawn.held_out)]
+    tasks = {"mine", "function-calls"}
+    assert splits[0] == splits[1] == {("prompts", LOOSE)} | {(task, "train") for task in tasks}
+    assert splits[2] == {("prompts", LOOSE)} | {(task, "held_out") for task in tasks}
+    assert [len(part) for part in (drawn.train, drawn.gate, drawn.held_out)] == [30, 8, 19]
+    worked = drawn.to_replay(3)
+    assert [each.task for each in worked].count("mine") == 3 and len(worked) == 6, "prompts have no worked examples"
 
 
 def test_rows_say_what_compares_their_answer(tmp_path: Path) -> None:

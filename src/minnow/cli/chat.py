@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from minnow import agent
-from minnow.cli.models import OpenModel, RunRecord, open_model, run_of
+from minnow.cli.models import OpenModel, open_model
 from minnow.cli.output import Threads
 from minnow.errors import UserError
+from minnow.recipe.run_record import RunRecord, run_of
 from minnow.rollout import Sampling
 
 _PAGE_FILES = (".txt", ".md")

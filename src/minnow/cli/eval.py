@@ -11,8 +11,8 @@ import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit, warn
 from minnow.cli.text_models import (
-    KEY_VARIABLE,
-    Server,
+    NO_SERVER,
+    ServerFlags,
     TextModel,
     length_beyond,
     open_text_model,
@@ -49,10 +49,7 @@ def evaluate(
     seed: int = 0,
     skip_bad_rows: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    concurrency: int = 4,
-    timeout: float = 120.0,
-    key_variable: Annotated[str, tyro.conf.arg(metavar="NAME")] = KEY_VARIABLE,
+    server: ServerFlags = NO_SERVER,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -71,10 +68,7 @@ def evaluate(
         seed: of the sampling noise, and of tasks that are drawn.
         skip_bad_rows: leave out malformed rows of data, counted and named, instead of stopping at the first.
         out: keep every answer there, one file for each task; the same command goes on where a killed one was.
-        model: the name a server knows its model by.
-        concurrency: requests to a server at once.
-        timeout: seconds without a new piece of an answer after which a server counts as hanging.
-        key_variable: the environment variable that holds a server's API key, if it asks for one.
+        server: how a server is asked.
         tokenizer: model folder with the tokenizer of a GGUF file.
         threads: of torch or llama.cpp.
     """
@@ -84,7 +78,6 @@ def evaluate(
     if n is not None and n < 1:
         raise UserError(f"--n is {n}; ask at least 1 example of each task")
     Sampling(temperature, max_new_tokens or 1)
-    server = Server(model, concurrency, timeout, key_variable)
     with open_text_model(source, server, tokenizer, threads, max_new_tokens or _OPENING_TOKENS) as opened:
         world = None if opened.run is None else opened.run.world()
         texts = {name: _documents(name, n) for name in named if name.startswith(TEXT)}

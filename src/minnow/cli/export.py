@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.models import resolve_model, run_of
+from minnow.cli.models import resolve_model
 from minnow.cli.output import AsJson, columns, emit, size_text
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import export_gguf
 from minnow.device.parity import check_parity, check_tokenizer, own_sequences
 from minnow.errors import UserError
 from minnow.progress import track
+from minnow.recipe.run_record import run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 
 _UNQUANTISED = ("F32", "F16", "BF16")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit
-from minnow.cli.text_models import KEY_VARIABLE, Server, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.cli.text_models import NO_SERVER, ServerFlags, TextModel, length_beyond, open_text_model, weights_digest
 from minnow.errors import UserError
 from minnow.evaluate.loops import MINNOW, LoopRates, by_temperature, loop_examples
 from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
@@ -39,10 +39,7 @@ def measure(
     raw: bool = False,
     stop_on_loop: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE.jsonl")] = None,
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    concurrency: int = 4,
-    timeout: float = 120.0,
-    key_variable: Annotated[str, tyro.conf.arg(metavar="NAME")] = KEY_VARIABLE,
+    server: ServerFlags = NO_SERVER,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -63,10 +60,7 @@ def measure(
         stop_on_loop: end an answer as soon as its loop is certain. Cheaper, but some would have got out of it: the rate
             is then an upper bound.
         out: keep every answer there as a line of JSON; the same command goes on where a killed one was.
-        model: the name a server knows its model by.
-        concurrency: requests to a server at once.
-        timeout: seconds without a new piece of an answer after which a server counts as hanging.
-        key_variable: the environment variable that holds a server's API key, if it asks for one.
+        server: how a server is asked.
         tokenizer: model folder with the tokenizer of a GGUF file.
         threads: of torch or llama.cpp.
     """
@@ -80,7 +74,6 @@ def measure(
         Sampling(degree, max_new_tokens)
     file = out if out is None or out.suffix == ".jsonl" else out / "answers.jsonl"
     sets = {name: _read_set(name, n, raw) for name in dict.fromkeys(prompts) if name != POCKET}
-    server = Server(model, concurrency, timeout, key_variable)
     with open_text_model(source, server, tokenizer, threads, max_new_tokens) as opened:
         if not prompts or POCKET in prompts:
             sets = {POCKET: _world_prompts(opened, n)} | sets

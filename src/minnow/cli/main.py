@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "loops pairs": Command("minnow.cli.loops_pairs:pairs", "make preference pairs from a model's own answers"),
     "loops compare": Command("minnow.cli.loops_compare:compare", "compare two measurements over the same prompts"),
     "loops detect": Command("minnow.cli.loops:detect", "find loops in texts, by Minnow's verdict or published rules"),
+    "sft": Command("minnow.cli.align:sft", "fine-tune on conversations and tasks, after a look at the data"),
     "dpo": Command("minnow.cli.align:dpo", "preference training on pairs, behind a gate of loop rate and score"),
     "grpo": Command("minnow.cli.align:grpo", "RL with verifiable rewards and a loop penalty, behind the same gate"),
     "merge": Command("minnow.cli.merge:merge", "merge checkpoints of one family, larger than memory if need be"),

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json
-from minnow.recipe.mapping import from_mapping, nearest
-from minnow.recipe.schema import DataSettings
+from minnow.recipe.mapping import nearest
+from minnow.recipe.run_record import RunRecord, run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.rollout import Engine
-from minnow.tasks import PocketWorld
 
 _STATE_BUDGET = 1 << 30  # bytes of decode state that rows decoded together may hold
 _MOST_ROWS = 512
@@ -58,42 +56,6 @@ def _is_checkpoint(path: Path) -> bool:
     # A stage's own config.json has no model_type, and the tokenizer stage's checkpoint has no config.json at all.
     config = read_json(path / "config.json") if (path / "config.json").is_file() else None
     return isinstance(config, dict) and "model_type" in config
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What ``recipe.json`` says about a run."""
-
-    folder: Path
-    name: str
-    seed: int
-    data: DataSettings
-    stages: tuple[str, ...]
-
-    def world(self) -> PocketWorld | None:
-        """The pocket world the run was trained on; None where it was trained on text."""
-        return PocketWorld(self.seed, self.data.entities) if self.data.kind == "pocket" else None
-
-
-def run_of(path: Path) -> RunRecord | None:
-    """The run that ``path`` (a run folder or something at most three levels inside it) belongs to, if it does.
-
-    Raises:
-        UserError: its ``recipe.json`` cannot be read.
-    """
-    path = path.resolve()
-    for folder in (path, *path.parents[:3]):
-        file = folder / "recipe.json"
-        if file.is_file():
-            try:
-                recipe: dict[str, Any] = read_json(file)["recipe"]
-                data = from_mapping(DataSettings, recipe["data"], "data")
-                return RunRecord(folder, recipe["name"], recipe["seed"], data, tuple(recipe["stages"]))
-            except (KeyError, TypeError) as error:
-                raise UserError(
-                    f"{file} was not written by this version of 'minnow run' ({error!r}); run the recipe again"
-                ) from error
-    return None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from minnow.cli.models import RunRecord, open_model
+import tyro
+
+from minnow.cli.models import open_model
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.recipe.folder import hash_file
+from minnow.recipe.run_record import RunRecord
 from minnow.rollout import TorchEngine
 from minnow.rollout.scoring import Scorer, TorchScorer
 from minnow.rollout.server_engine import ServerEngine
@@ -27,14 +31,20 @@ class Server:
     """How a server is asked: flags of every command that takes one.
 
     Attributes:
-        model: the name it knows its model by.
-        key_variable: the environment variable that holds its API key, if it asks for one.
+        model: the name a server knows its model by.
+        concurrency: requests to a server at once.
+        timeout: seconds without a new piece of an answer after which a server counts as hanging.
+        key_variable: the environment variable that holds a server's API key, if it asks for one.
     """
 
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     concurrency: int = 4
     timeout: float = 120.0
-    key_variable: str = KEY_VARIABLE
+    key_variable: Annotated[str, tyro.conf.arg(metavar="NAME")] = KEY_VARIABLE
+
+
+ServerFlags = Annotated[Server, tyro.conf.arg(name="")]
+NO_SERVER = Server()
 
 
 @dataclass(frozen=True)

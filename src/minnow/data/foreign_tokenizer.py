@@ -129,7 +129,7 @@ class ForeignTokenizer(Tokenizer):
             before = self.prompt(messages[:place], tools)
             mask = mask if before[: len(ids)] == ids else []
             mask += [False] * (len(before) - len(mask))
-            answer = [*self.encode_chat(message["content"]), self.eos_id]
+            answer = [*self.encode_chat(self._said(messages[: place + 1], tools)), self.eos_id]
             ids = before + answer
             mask += [True] * len(answer)
         if not ids:
@@ -138,6 +138,16 @@ class ForeignTokenizer(Tokenizer):
                 "can be trained; add the answer as a message with the role 'assistant'"
             )
         return ids, mask
+
+    def _said(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """The last message's text; where it has ``tool_calls``, what the template makes of it."""
+        if not messages[-1].get("tool_calls"):
+            return str(messages[-1]["content"])
+        begun, whole = self._render(messages[:-1], tools, prompt=True), self._render(messages, tools, prompt=False)
+        said, _, _ = whole.removeprefix(begun).rpartition(str(self._trusted.id_to_token(self.eos_id)))
+        if not whole.startswith(begun) or not said:
+            raise UserError("the chat template of this tokenizer shows no tool calls; write them as text in 'content'")
+        return said
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

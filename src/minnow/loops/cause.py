@@ -39,6 +39,12 @@ _ANSWERED = re.compile(r"^(?:Assistant|AI|Answer|A): ", re.MULTILINE)
 _NOTHING = re.compile(r"\ufffd|<unk>|<pad>|<\|(?:pad|reserved)[^|>]*\|>|\x00")
 
 
+def debris(text: str) -> str | None:
+    """The first thing in a text that no writer meant: a mark of a chat template, or a character that was not read."""
+    found = _TURN.search(text) or _NOTHING.search(text)
+    return None if found is None else found[0]
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """``loop``: the loop the output ends in, if any. ``cause``: of an output that did not end by itself, one of "loop",

@@ -99,15 +99,17 @@ def stage_inputs(
         files = {key: content for key, content in contents.items() if content is not None}
         used["data"] = _without(used["data"], {key.removeprefix("data.") for key in files})
     if recipe.data.kind == "prompts" and "data" in used:
-        from minnow.recipe.stages.prompts import given_prompts
+        from minnow.recipe.stages.prompts import own_prompts
 
-        files["data.prompts"] = given_prompts(recipe.data.prompts, recipe.data.count, recipe.seed).digest
+        files["data.prompts"] = own_prompts(recipe).digest
         used["data"] = {key: value for key, value in used["data"].items() if key not in ("prompts", "count")}
     if "checkpoint" in used and Path(str(recipe.checkpoint)).is_dir():
         files["checkpoint"] = hash_file(Path(str(used.pop("checkpoint"))))
     for name, value in vars(spec.settings).items():
         if isinstance(value, Path) and value.exists():
             files[name] = hash_file(value)
+    if hasattr(spec.settings, "contents"):
+        files |= spec.settings.contents(recipe)
     inputs = {name: {"hash": done["hash"], "outputs": done["outputs"]["digest"]} for name, done in finished.items()}
     identity = {
         "stage": spec.name,

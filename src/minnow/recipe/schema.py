@@ -77,7 +77,9 @@ class DataSettings:
         sources: a mixture, by name; its weights add up to 1.
         entities: size of the pocket world's encyclopaedia.
         prompts: built-in sets (a key of :data:`minnow.evaluate.prompts.SETS`), files of prompts
-            (:func:`minnow.evaluate.prompts.read_prompts`) and task files, any number of them; ``count`` of each set.
+            (:func:`minnow.evaluate.prompts.read_prompts`), tasks by name and task files, any number of them; ``count`` of
+            each set, and of each split of a task that is drawn.
+        others: with prompts: further tasks that are measured, to see what training does to them.
     """
 
     kind: Literal["pocket", "text", "prompts"] = "pocket"
@@ -87,6 +89,7 @@ class DataSettings:
     entities: int = 6000
     prompts: tuple[str, ...] = ()
     count: int = 200
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind == "prompts" and not self.prompts:

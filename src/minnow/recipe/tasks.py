@@ -7,7 +7,7 @@ import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minnow.data.hub import local_file
 from minnow.data.table import Faults, Row
@@ -107,14 +107,21 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     return given
 
 
-def load_task(source: str, faults: Faults | None = None, world: PocketWorld | None = None, seed: int = 0) -> Task:
-    """The task that ``source`` means: a name, ``NAME=FILE`` with held-out data, or a ``.yaml`` or ``.py`` file.
+def load_task(
+    source: str,
+    faults: Faults | None = None,
+    world: PocketWorld | None = None,
+    seed: int = 0,
+    data: Literal["train", "held_out", "both"] = "held_out",
+) -> Task:
+    """The task that ``source`` means: a name, ``NAME=FILE`` with its data, or a ``.yaml`` or ``.py`` file.
 
     Args:
         source: ``FILE`` is a path or ``hf://datasets/OWNER/NAME/PATH``, the only thing that is fetched.
         faults: what becomes of rows that cannot be used.
         world: of the run that a model belongs to; the pocket world's tasks come from it.
         seed: of a built-in task that is drawn.
+        data: what the ``FILE`` of a built-in task is: a split, or both, of which one prompt in five is held out.
 
     Raises:
         UserError: there is no such task, or its file is wrong.
@@ -126,7 +133,8 @@ def load_task(source: str, faults: Faults | None = None, world: PocketWorld | No
             raise UserError(f"there is no task file {path}; check the path")
         return _python_task(path) if path.suffix == ".py" else _yaml_task(path, faults)
     if name in BUILT_IN:
-        return built_in(name, {"held_out": local_file(file)} if file else {}, seed, faults)
+        local = local_file(file) if file else None
+        return built_in(name, {} if local is None else local if data == "both" else {data: local}, seed, faults)
     if source in TASKS:
         if world is None:
             raise UserError(
@@ -135,6 +143,17 @@ def load_task(source: str, faults: Faults | None = None, world: PocketWorld | No
             )
         return world.task(source)
     raise UserError(f"there is no task {name!r}; {nearest(name, [*BUILT_IN, *TASKS])}, or name a .yaml or .py file")
+
+
+def names_task(source: str) -> bool:
+    """Whether :func:`load_task` would take ``source`` for a task."""
+    name = source.partition("=")[0]
+    return name in BUILT_IN or source in TASKS or Path(source).suffix in FILES
+
+
+def is_endless(source: str) -> bool:
+    """Whether a task's examples are drawn, as many as are asked for."""
+    return source in TASKS or (source in BUILT_IN and BUILT_IN[source].draw is not None)
 
 
 def _yaml_task(path: Path, faults: Faults | None) -> Task:

@@ -2,6 +2,7 @@
 
 from minnow.recipe.stages import (
     alignment,
+    chats,
     distilling,
     given,
     ladder,
@@ -15,6 +16,7 @@ from minnow.recipe.stages import (
 
 __all__ = [
     "alignment",
+    "chats",
     "distilling",
     "given",
     "ladder",

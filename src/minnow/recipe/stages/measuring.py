@@ -14,9 +14,10 @@ from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.prompts import prompts_of
-from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, engine_of, world
+from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, checkpoint_world, engine_of, world
 from minnow.recipe.stages.texts import held_out_documents
 from minnow.recipe.stages.watching import openings
+from minnow.recipe.tasks import load_task
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
 
@@ -27,7 +28,7 @@ class MeasureSettings:
 
     Attributes:
         checkpoint: the stage whose model is measured; results carry its name.
-        examples: per task, answered greedily.
+        examples: per task, answered greedily; of a user's own prompts all that ``loop_prompts`` are.
         loop_prompts: loop-prone prompts, answered at each temperature.
     """
 
@@ -54,6 +55,9 @@ def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     engine, _, words = engine_of(checkpoint)
     drawn = prompts_of(context.recipe)
     examples, prompts = drawn.to_measure(settings.tasks, settings.examples, settings.loop_prompts)
+    for name in context.recipe.data.others:
+        other = load_task(name, None, checkpoint_world(context.recipe), context.recipe.seed)
+        examples = [*examples, *other.examples("held_out", settings.examples)]
     scores = score_tasks(engine, words, examples, settings.max_new_tokens)
     rates, shown = measure_loops(
         engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed

@@ -17,14 +17,19 @@ from minnow.errors import UserError
 from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
 from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe
-from minnow.recipe.stages.sources import task_examples, world
-from minnow.recipe.tasks import FILES, load_task
-from minnow.tasks import Example, PocketWorld
+from minnow.recipe.stages.sources import checkpoint_world, task_examples, world
+from minnow.recipe.tasks import is_endless, load_task, names_task
+from minnow.tasks import TASKS, Example, PocketWorld
+from minnow.tasks.builtin import BUILT_IN
 from minnow.tasks.given import verify_given
 from minnow.tasks.task import register
+from minnow.tasks.types import SPLITS
 
 ASIDE = 5
 """Of a user's prompts one in so many is held out for measuring, and another one for the gate."""
+
+LOOSE = "loose"
+"""The split of a prompt that no task has put into one."""
 
 
 class Prompts(Protocol):
@@ -59,7 +64,12 @@ def prompts_of(recipe: Recipe) -> Prompts:
     """
     if recipe.data.kind != "prompts":
         return PocketPrompts(recipe)
-    return given_prompts(recipe.data.prompts, recipe.data.count, recipe.seed)
+    return own_prompts(recipe)
+
+
+def own_prompts(recipe: Recipe) -> GivenPrompts:
+    """The sets, files and tasks that a recipe of ``data.kind: prompts`` names."""
+    return given_prompts(recipe.data.prompts, recipe.data.count, recipe.seed, checkpoint_world(recipe))
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,10 @@ class PocketPrompts:
 
 @dataclass(frozen=True)
 class GivenPrompts:
-    """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken."""
+    """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken.
+
+    What a task holds out is held out here too, and all else of it is not.
+    """
 
     train: Sequence[Example]
     gate: Sequence[Example]
@@ -133,36 +146,53 @@ class GivenPrompts:
         return lambda step: order[step * each_step : (step + 1) * each_step]
 
     def to_replay(self, each_task: int) -> list[Example]:
-        return []
+        taken: Counter[str] = Counter()
+        worked = []
+        for each in self.train:
+            if each.reference and taken[each.task] < each_task:
+                taken[each.task] += 1
+                worked.append(each)
+        return worked
 
 
 @lru_cache(maxsize=4)
-def given_prompts(names: tuple[str, ...], count: int, seed: int) -> GivenPrompts:
-    """Read and part prompts (see :func:`read_given`); each belongs to one part by its checksum.
+def given_prompts(names: tuple[str, ...], count: int, seed: int, world: PocketWorld | None = None) -> GivenPrompts:
+    """Read and part prompts (see :func:`read_given`); each belongs to one part by its task's split, then its checksum.
 
     Raises:
         UserError: a name that is neither a set nor a file, a malformed file, or too few different prompts.
     """
-    found = read_given(names, count)
+    found = read_given(names, count, seed, world)
     if len(found) < ASIDE:
         raise UserError(
             f"there are {len(found)} different prompts, too few to train on some and measure on others; give at least "
             f"{ASIDE}, and some hundreds for rates that mean something"
         )
     order = sorted(found, key=lambda each: hashlib.sha256(f"{seed}/{_asked(each)}".encode()).digest())
-    aside = len(order) // ASIDE
-    return GivenPrompts(order[2 * aside :], order[aside : 2 * aside], order[:aside], seed)
+    loose, taught = ([each for each in order if each.split == split] for split in (LOOSE, "train"))
+    aside, gate = len(loose) // ASIDE, len(taught) // ASIDE
+    parts = {each.id: "held_out" for each in order if each.split == "held_out"}
+    parts |= {each.id: "held_out" for each in loose[:aside]}
+    parts |= {each.id: "gate" for each in (*loose[aside : 2 * aside], *taught[:gate])}
+    train, gated, held_out = (
+        [each for each in order if parts.get(each.id, "train") == part] for part in ("train", "gate", "held_out")
+    )
+    return GivenPrompts(train, gated, held_out, seed)
 
 
-def read_given(names: Sequence[str], count: int) -> list[Example]:
-    """The different prompts of sets (``count`` of each), files of prompts and task files.
+def read_given(names: Sequence[str], count: int, seed: int = 0, world: PocketWorld | None = None) -> list[Example]:
+    """The different prompts of sets, files of prompts and tasks, the latter's with their splits, others :data:`LOOSE`.
+
+    Args:
+        count: of each set, and of each split of a task without an end.
+        world: see :func:`minnow.recipe.tasks.load_task`, as for ``seed``.
 
     Raises:
         UserError: a name that is none of these, or a malformed file.
     """
     found: dict[str, Example] = {}
     for name in names:
-        for example in _read(name, count):
+        for example in _read(name, count, seed, world):
             found.setdefault(_asked(example), example)
     ids = Counter(example.id for example in found.values())  # two files may have one name
     return [
@@ -175,23 +205,24 @@ def _asked(example: Example) -> str:
     return json.dumps([example.messages, example.tools], sort_keys=True)
 
 
-def _read(name: str, count: int) -> list[Example]:
+def _read(name: str, count: int, seed: int, world: PocketWorld | None) -> list[Example]:
     if name in SETS:
         read = prompt_set(name, count)
-    elif Path(name).suffix in FILES:
-        task = load_task(name)
+    elif names_task(name):
+        task = load_task(name, None, world, seed, data="both")
         return [
             replace(each, id=f"{task.name}/{each.id}")
-            for split in ("train", "held_out")
-            for each in task.examples(split, None)
+            for split in SPLITS
+            for each in task.examples(split, count if is_endless(name) else None)
         ]
     elif Path(name).exists() or "." in name:
         read = read_prompts(Path(name))
     else:
-        raise UserError(f"there are no prompts {name!r}; {nearest(name, SETS)}, or name a file of prompts")
+        known = [*SETS, *BUILT_IN, *TASKS]
+        raise UserError(f"there are no prompts {name!r}; {nearest(name, known)}, or name a file of prompts")
     out = []
     for example in read:
         task_name = re.sub(r"[^a-z0-9_.-]+", "-", example.task.lower()).strip("-.") or "prompts"
         register(task_name, verify_given)
-        out.append(replace(example, id=f"{Path(name).stem}/{example.id}", task=task_name))
+        out.append(replace(example, id=f"{Path(name).stem}/{example.id}", task=task_name, split=LOOSE))
     return out

@@ -17,6 +17,7 @@ from minnow.files import read_json
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import every_earlier, stage, stage_input
 from minnow.recipe.report import build_report
+from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, task_examples
 from minnow.recipe.stages.texts import held_out_documents
 
@@ -27,7 +28,7 @@ class ExportSettings:
 
     Attributes:
         positions: about this many held-out positions are compared with torch, teacher-forced.
-        tasks, examples: scored on every file; pocket world only.
+        tasks, examples: scored on every file; of a user's own prompts the first ``examples``.
     """
 
     checkpoint: str = stage_input("merge")
@@ -62,15 +63,23 @@ def export(context: StageContext[ExportSettings]) -> dict[str, Any]:
     settings = context.settings
     checkpoint = context.output(settings.checkpoint, CHECKPOINT)
     words = Tokenizer.load(checkpoint)
-    pocket = context.recipe.data.kind == "pocket"
-    if pocket:
+    kind_of_data, examples = context.recipe.data.kind, []
+    if kind_of_data == "pocket":
         asked = task_examples(context.recipe, (), "held_out", settings.positions // 600 + 1)
         asked.sort(key=lambda e: int(e.id.rsplit("-", 1)[1]))  # every task among the first ones
         sequences = [words.conversation([*e.messages, *e.reference], e.tools)[0] for e in asked]
+        examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples)
+    elif kind_of_data == "prompts":
+        asked, _ = prompts_of(context.recipe).to_measure((), settings.positions, settings.positions)
+        worked = [[*e.messages, *e.reference] for e in asked]
+        sequences = [
+            words.conversation(messages, e.tools)[0] if e.reference else words.prompt(messages, e.tools)
+            for messages, e in zip(worked, asked, strict=True)
+        ]
+        examples = asked[: settings.examples]
     else:
         sequences = [ids.tolist() for ids in held_out_documents(context.recipe, words)]
     sequences = _first_positions(sequences, settings.positions)
-    examples = task_examples(context.recipe, settings.tasks, "held_out", settings.examples) if pocket else []
     files = []
     for kind in settings.types:
         made = export_gguf(checkpoint, context.folder / f"{context.recipe.name}-{kind}.gguf", kind)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from minnow.data.tokenizer import Tokenizer
@@ -13,6 +12,7 @@ from minnow.model.checkpoint import load_checkpoint
 from minnow.model.config import ModelConfig
 from minnow.model.language_model import LanguageModel
 from minnow.recipe.mapping import nearest
+from minnow.recipe.run_record import pocket_world, run_of
 from minnow.recipe.schema import Recipe
 from minnow.rollout import TorchEngine
 from minnow.tasks import Example, PocketWorld, Split
@@ -20,11 +20,6 @@ from minnow.train.precision import compute_dtype
 
 CHECKPOINT = "checkpoint"
 """The folder, below a stage's own, that holds the checkpoint it made."""
-
-
-@lru_cache(maxsize=1)
-def _world(seed: int, entities: int | None) -> PocketWorld:
-    return PocketWorld(seed) if entities is None else PocketWorld(seed, entities)
 
 
 def world(recipe: Recipe) -> PocketWorld:
@@ -35,7 +30,15 @@ def world(recipe: Recipe) -> PocketWorld:
     """
     if recipe.data.kind != "pocket":
         raise UserError(f"data.kind is {recipe.data.kind!r}, but this stage needs the tasks of data.kind: pocket")
-    return _world(recipe.seed, recipe.data.entities)
+    return pocket_world(recipe.seed, recipe.data.entities)
+
+
+def checkpoint_world(recipe: Recipe) -> PocketWorld | None:
+    """The pocket world that the recipe's model was trained on: its own, or that of its checkpoint's run."""
+    if recipe.data.kind == "pocket":
+        return world(recipe)
+    run = None if recipe.checkpoint is None else run_of(Path(recipe.checkpoint))
+    return None if run is None else run.world()
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from minnow.data.corpus_rows import Packing
 from minnow.data.loader import Loader
@@ -27,6 +28,7 @@ from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.fit import fit_machine
 from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.chats import read_chats
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples
 from minnow.recipe.stages.texts import held_out_documents, say_what_runs_dry, text_loader, training_texts
@@ -302,14 +304,18 @@ class SftSettings:
     """Fine-tuning on worked examples.
 
     Attributes:
-        examples: per task.
+        data: the ``chats`` stage whose conversations are trained on; none for the pocket world's tasks.
+        examples: of the pocket world, per task.
         more: other numbers for some tasks; 0 leaves a task out.
+        epochs: passes over all rows, in place of ``training.steps``.
         evaluate: greedy answers to loop-prone prompts, to see doom loops come and go.
     """
 
-    checkpoint: str = stage_input("pretrain")
-    examples: int = 1500
-    more: dict[str, int] = field(default_factory=dict)
+    checkpoint: Annotated[str, tyro.conf.Suppress] = stage_input("pretrain")
+    data: Annotated[str | None, tyro.conf.Suppress] = stage_input(None)
+    examples: Annotated[int, tyro.conf.Suppress] = 1500
+    more: Annotated[dict[str, int], tyro.conf.Suppress] = field(default_factory=dict)
+    epochs: float | None = None
     row_length: int = 256
     rows: int = 32
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -318,6 +324,8 @@ class SftSettings:
     def __post_init__(self) -> None:
         _check_batch(self.row_length, self.rows)
         check_tasks(self.more)
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs is {self.epochs:g}; use a number above 0, or leave it out and give training.steps")
 
 
 def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[list[int], list[bool]]]:
@@ -340,17 +348,25 @@ def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[l
 
 @stage("sft", SftSettings, version=2, together=True)
 def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
-    """Train on the references of every task, on assistant tokens only."""
+    """Train on conversations, or on the references of every task of the pocket world; on assistant tokens only."""
     settings = context.settings
     model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
-    examples = task_examples(context.recipe, (), "train", settings.examples, settings.more)
-    packed = pack(conversations(words, examples), settings.row_length, words.pad_id)
-    loader = Loader(packed, settings.rows, context.seed)
+    if settings.data is None:
+        examples = task_examples(context.recipe, (), "train", settings.examples, settings.more)
+        packed = pack(conversations(words, examples), settings.row_length, words.pad_id)
+        loader = Loader(packed, settings.rows, context.seed)
+    else:
+        sources = read_chats(context.inputs[settings.data], settings.row_length, words.pad_id)
+        loader = Loader(sources, settings.rows, context.seed)
+    training = settings.training
+    if settings.epochs is not None:
+        training = replace(training, steps=max(1, round(settings.epochs * len(loader) / settings.rows)))
+    say_what_runs_dry(loader, training.steps * settings.rows, context.name)
     trainer = Trainer(
         model,
         next_token,
         Prefetch(lambda step: [loader.batch(step, context.ranks.rank, context.ranks.count)]),
-        settled(context, settings.training, model, settings.rows * settings.row_length),
+        settled(context, training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
         context.ranks,
@@ -360,6 +376,9 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
         asked = chat_prompts(prompts_of(context.recipe).to_gate(0, settings.evaluate.prompts, 0)[0], words)
         checks[loop_look(settings.evaluate, words, asked)] = settings.evaluate.every
     fit_machine(context.name, trainer, settings.rows, settings.row_length)
-    vitals = Vitals(model, settings.row_length, loader.epochs)
+    vitals = Vitals(model, settings.row_length, loader.epochs, [source.name for source in loader.sources])
     result = train_stage(context, trainer, words, *looks(checks), vitals)
-    return result | {"epochs": loader.epochs(trainer.done_steps)}
+    return result | {
+        "epochs": loader.epochs(trainer.done_steps),
+        "sources": loader.passes(trainer.done_steps * settings.rows),
+    }

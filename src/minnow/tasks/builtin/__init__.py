@@ -72,8 +72,8 @@ for _name, _parts in BUILT_IN.items():
     register(_name, _parts.verify, built_in=True)
 
 
-def built_in(name: str, files: Mapping[Split, Path], seed: int = 0, faults: Faults | None = None) -> Task:
-    """A built-in task; ``files`` for those from data, ``seed`` for those that are drawn.
+def built_in(name: str, files: Mapping[Split, Path] | Path, seed: int = 0, faults: Faults | None = None) -> Task:
+    """A built-in task; ``files`` (as :func:`file_task` takes them) for those from data, ``seed`` for drawn ones.
 
     Raises:
         UserError: a file is missing or not wanted, or an optional library is not installed.

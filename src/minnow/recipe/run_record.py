@@ -1,0 +1,56 @@
+"""What a finished run says about itself, for those who are given one of its models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from minnow.errors import UserError
+from minnow.files import read_json
+from minnow.recipe.mapping import from_mapping
+from minnow.recipe.schema import DataSettings
+from minnow.tasks import PocketWorld
+
+
+@lru_cache(maxsize=1)
+def pocket_world(seed: int, entities: int) -> PocketWorld:
+    """The world of a seed, made once."""
+    return PocketWorld(seed, entities)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``recipe.json`` says about a run."""
+
+    folder: Path
+    name: str
+    seed: int
+    data: DataSettings
+    stages: tuple[str, ...]
+
+    def world(self) -> PocketWorld | None:
+        """The pocket world the run was trained on; None where it was trained on text."""
+        return pocket_world(self.seed, self.data.entities) if self.data.kind == "pocket" else None
+
+
+def run_of(path: Path) -> RunRecord | None:
+    """The run that ``path`` (a run folder or something at most three levels inside it) belongs to, if it does.
+
+    Raises:
+        UserError: its ``recipe.json`` cannot be read.
+    """
+    path = path.resolve()
+    for folder in (path, *path.parents[:3]):
+        file = folder / "recipe.json"
+        if file.is_file():
+            try:
+                recipe: dict[str, Any] = read_json(file)["recipe"]
+                data = from_mapping(DataSettings, recipe["data"], "data")
+                return RunRecord(folder, recipe["name"], recipe["seed"], data, tuple(recipe["stages"]))
+            except (KeyError, TypeError) as error:
+                raise UserError(
+                    f"{file} was not written by this version of 'minnow run' ({error!r}); run the recipe again"
+                ) from error
+    return None
