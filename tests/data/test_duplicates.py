@@ -30,16 +30,16 @@ def test_near_duplicates_are_those_of_the_definition() -> None:
                 other[source.randrange(len(other))] = "changed"
             texts.append("  ".join(other).upper())
     source.shuffle(texts)
-    for overlap in (0.8, 0.5):
+    for overlap in (1.0, 0.8, 0.5):
         kept: list[int] = []
         for i in range(len(texts)):
             if not any(jaccard(texts[i], texts[j]) >= overlap for j in kept):
                 kept.append(i)
         wanted = sorted(set(range(len(texts))) - set(kept))
-        assert near_duplicates(texts, overlap) == wanted and 60 < len(wanted) < 190
+        assert near_duplicates(texts, overlap) == wanted and 50 < len(wanted) < 190
 
 
 def test_nothing_is_left_out_of_nothing() -> None:
     assert near_duplicates([]) == [] and near_duplicates(["", "one"]) == [] and near_duplicates(["", " "]) == [1]
-    with pytest.raises(UserError, match="a similarity of 1 tells no near copies"):
-        NearCopies(1.0)
+    with pytest.raises(UserError, match="an overlap of 1.5 tells no near copies"):
+        NearCopies(1.5)

@@ -15,6 +15,7 @@ from minnow.errors import UserError
 
 _WORDS = 5
 _MISSED = 1e-4  # chance that two texts of exactly the overlap meet in no band
+_SURE = 0.99  # from here on a few bands find all
 _FINE_ROWS, _COARSE_ROWS, _FINE_FROM = 4, 2, 0.6  # hashes in a band: fewer bands are needed, or fewer chance meetings
 _WORD = re.compile(r"\w+")
 
@@ -31,15 +32,15 @@ class NearCopies:
     MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998). Kept runs take 4 bytes a word.
 
     Raises:
-        UserError: the overlap is not between 0 and 1.
+        UserError: the overlap is not above 0 and at most 1.
     """
 
     def __init__(self, overlap: float) -> None:
-        if not 0 < overlap < 1:
-            raise UserError(f"a similarity of {overlap:g} tells no near copies; use one between 0 and 1, such as 0.8")
+        if not 0 < overlap <= 1:
+            raise UserError(f"an overlap of {overlap:g} tells no near copies; use one above 0 and up to 1, such as 0.8")
         self.overlap = overlap
         self._rows = _FINE_ROWS if overlap >= _FINE_FROM else _COARSE_ROWS
-        self._bands = math.ceil(math.log(_MISSED) / math.log1p(-(overlap**self._rows)))
+        self._bands = math.ceil(math.log(_MISSED) / math.log1p(-(min(overlap, _SURE) ** self._rows)))
         generator = np.random.default_rng(0)
         size = self._bands * self._rows, 1
         self._factors = generator.integers(1, 1 << 63, size, dtype=np.uint64) | np.uint64(1)
