@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
-from minnow.data.tokenizer import train_tokenizer
-from minnow.device.gguf_export import TYPES, GgufFile, export_gguf
+from minnow.data.tokenizer import Tokenizer, train_tokenizer
+from minnow.device.gguf_export import GgufFile, export_gguf
 
 TEXT = [
     "The harbour town of Vell lies on the river Anse; its 4,521 people mend nets and sell 17 kinds of fish.",
@@ -51,6 +51,11 @@ def _make(
 
 
 @pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXT, 420)
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Path]:
     return _make
 
@@ -63,4 +68,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path) -> dict[str, GgufFile]:
     """One file of each type."""
-    return {kind: export_gguf(checkpoint, checkpoint.parent / f"tiny-{kind}.gguf", kind) for kind in TYPES}
+    kinds = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+    return {kind: export_gguf(checkpoint, checkpoint.parent / f"tiny-{kind}.gguf", kind) for kind in kinds}

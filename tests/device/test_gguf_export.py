@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader, quants
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.device.gguf_export import GgufFile, export_gguf, gguf_metadata
+from minnow.device.gguf_export import GgufFile, export_gguf, gguf_metadata, plan_export
 from minnow.errors import UserError
 from minnow.files import read_json, write_json
 
@@ -124,14 +124,14 @@ def test_refusals_leave_nothing_behind(make_checkpoint: Callable[..., Path], che
     with pytest.raises(UserError, match="damaged or cut short"):
         export_gguf(broken, out)
     (broken / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no lfm2 weights"):
+    with pytest.raises(UserError, match="holds no .safetensors file"):
         export_gguf(broken, out)
     shutil.copy(checkpoint / "model.safetensors", broken)
     write_json(broken / "config.json", read_json(broken / "config.json") | {"vocab_size": 500})
-    with pytest.raises(UserError, match="vocab_size 500 but the embedding has 512 rows"):
+    with pytest.raises(UserError, match=r"embed_tokens.weight is \[512, 64\] and not \[500, 64\]"):
         export_gguf(broken, out)
     (broken / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
-    with pytest.raises(UserError, match="not a byte-level BPE"):
+    with pytest.raises(UserError, match="is a Unigram tokenizer"):
         export_gguf(broken, out)
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
@@ -144,7 +144,72 @@ def test_failed_write_keeps_the_earlier_file(checkpoint: Path, tmp_path: Path, m
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", full)
+    monkeypatch.setattr("gguf.GGUFWriter.write_padding", full)
     with pytest.raises(UserError, match="No space left"):
         export_gguf(checkpoint, file, "F16")
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture(scope="module")
+def wide(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that K-quants' blocks of 256 fit."""
+    types = ("conv", "full_attention", "full_attention", "conv")
+    return make_checkpoint(tmp_path_factory.mktemp("wide") / "model", types, hidden=256, intermediate=512)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_K_M", 4), ("Q5_K_M", 5), ("Q6_K", 6)])
+def test_k_quants(wide: Path, tmp_path: Path, kind: str, bits: int) -> None:
+    """By llama.cpp's quantiser; the gguf package decodes them to within a step of the weights."""
+    made = export_gguf(wide, tmp_path / "x.gguf", kind)
+    plain = f"Q{bits}_K"
+    assert made.tensors["blk.1.attn_q.weight"] == plain and made.tensors["token_embd.weight"] == "Q6_K"
+    assert made.tensors["blk.3.ffn_down.weight"] == "Q6_K" and made.tensors["blk.1.ffn_down.weight"] == plain
+    weight = load_file(wide / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
+    tensor = next(t for t in GGUFReader(made.file).tensors if t.name == "blk.1.attn_q.weight")
+    error = np.abs(quants.dequantize(tensor.data, tensor.tensor_type) - weight)
+    assert error.max() < 2.5 / 2**bits * np.abs(weight).max() and error.mean() < 2 / 2**bits * np.abs(weight).mean()
+    assert gguf_metadata(made.file)["type"] == kind
+
+
+def test_widths_that_blocks_do_not_fit_are_refused(
+    make_checkpoint: Callable[..., Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"Q6_K holds weights in blocks of 256.*64 wide; choose Q4_0 or Q8_0"):
+        plan_export(checkpoint, "Q4_K_M")
+    with pytest.raises(UserError, match="blocks of 256"):
+        plan_export(checkpoint, "Q8_0", "Q6_K")
+    odd = make_checkpoint(tmp_path / "odd", ("full_attention",), hidden=48)
+    with pytest.raises(UserError, match="Q8_0 holds weights in blocks of 32.*48 wide; choose F16"):
+        plan_export(odd, "Q8_0")
+
+
+def test_k_quants_without_a_quantiser_are_refused(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minnow.device.quantise._native", lambda: None)
+    with pytest.raises(UserError, match=r'Q4_K_M is written by llama.cpp.*pip install "minnow\[export\]"'):
+        plan_export(wide, "Q4_K_M")
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_export(checkpoint, "F32")
+    size = plan.write(tmp_path / "there.gguf").bytes
+    assert size <= plan.bytes < 1.5 * size
+    room = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    with pytest.raises(UserError, match=r"take .* MB and .* has .* MB free"):
+        export_gguf(checkpoint, tmp_path / "new" / "model.gguf", "F32")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("value", "kind", "said"), [(np.nan, "Q4_0", "not finite"), (7e4, "F16", "too large for F16")])
+def test_weights_that_a_type_cannot_hold_are_refused(
+    checkpoint: Path, tmp_path: Path, value: float, kind: str, said: str
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.feed_forward.w1.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"ffn_gate.weight holds .*{said}"):
+        export_gguf(folder, tmp_path / "x.gguf", kind)
+    assert not (tmp_path / "x.gguf").exists()

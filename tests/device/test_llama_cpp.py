@@ -22,7 +22,7 @@ from minnow.device.gguf_export import GgufFile
 from minnow.device.llama_cpp import LlamaCpp
 from minnow.device.llama_engine import LlamaEngine
 from minnow.device.llama_worker import log_softmax
-from minnow.device.parity import check_parity, check_tokenizer, own_sequences, reference_scores
+from minnow.device.parity import check_parity, check_tokenizer, own_sequences, reference_log_probs
 from minnow.errors import UserError
 from minnow.loops import find_loop
 from minnow.rollout import Guard, Sampling
@@ -56,7 +56,7 @@ def llama(exported: dict[str, GgufFile]) -> Iterator[LlamaCpp]:
 def test_f16_says_what_the_checkpoint_says(
     checkpoint: Path, exported: dict[str, GgufFile], sequences: list[list[int]]
 ) -> None:
-    parity = check_parity(checkpoint, exported["F16"].file, sequences)
+    parity = check_parity(checkpoint, [exported["F16"].file], sequences)[0]
     assert parity.positions == sum(len(ids) - 1 for ids in sequences)
     assert parity.agreement >= 0.99
     assert parity.max_log_prob_error < 0.1
@@ -68,10 +68,10 @@ def test_f32_is_equal_and_quantised_files_drift_in_order(
     checkpoint: Path, exported: dict[str, GgufFile], sequences: list[list[int]]
 ) -> None:
     short = [ids[:200] for ids in sequences]
-    found = {kind: check_parity(checkpoint, exported[kind].file, short) for kind in ("F32", "Q8_0", "Q4_0")}
-    assert found["F32"].agreement == 1.0 and found["F32"].max_log_prob_error < 5e-3
-    errors = [found[kind].mean_log_prob_error for kind in ("F32", "Q8_0", "Q4_0")]
-    assert errors == sorted(errors)
+    f32, q8, q4 = check_parity(checkpoint, [exported[kind].file for kind in ("F32", "Q8_0", "Q4_0")], short)
+    assert f32.agreement == 1.0 and f32.max_log_prob_error < 5e-3 and f32.mean_kl < 1e-6
+    assert f32.mean_log_prob_error < q8.mean_log_prob_error < q4.mean_log_prob_error
+    assert f32.mean_kl < q8.mean_kl < q4.mean_kl
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -89,9 +89,11 @@ def test_quantised_loss_is_the_rounding_of_the_weights(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     short = [ids[:200] for ids in sequences]
-    decoded_parity = check_parity(tmp_path, exported[kind].file, short)
+    decoded_parity = check_parity(tmp_path, [exported[kind].file], short)[0]
     assert decoded_parity.mean_log_prob_error < 0.1
-    assert decoded_parity.mean_log_prob_error < check_parity(checkpoint, exported[kind].file, short).mean_log_prob_error
+    (rounded_parity,) = check_parity(checkpoint, [exported[kind].file], short)
+    assert decoded_parity.mean_log_prob_error < rounded_parity.mean_log_prob_error
+    assert decoded_parity.mean_kl < rounded_parity.mean_kl
 
 
 def test_parity_sees_another_networks_file(
@@ -104,21 +106,20 @@ def test_parity_sees_another_networks_file(
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert check_parity(tmp_path, exported["F32"].file, sequences).agreement < 0.99
+    assert check_parity(tmp_path, [exported["F32"].file], sequences)[0].agreement < 0.99
 
 
 def test_parity_needs_two_tokens(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
     with pytest.raises(UserError, match="at least one sequence of two tokens"):
-        check_parity(checkpoint, exported["F16"].file, [[1], []])
+        check_parity(checkpoint, [exported["F16"].file], [[1], []])
 
 
 def test_own_sequences_start_with_bos_and_are_likely(checkpoint: Path) -> None:
     drawn = own_sequences(checkpoint, count=4, length=24, seed=1)
     assert [ids[0] for ids in drawn] == [1] * 4 and max(map(len, drawn)) <= 24
     assert drawn == own_sequences(checkpoint, count=4, length=24, seed=1)
-    own, _ = reference_scores(checkpoint, [ids for ids in drawn if len(ids) > 1])
-    other, _ = reference_scores(checkpoint, [[1, *range(20, 43)]])
-    assert np.concatenate([s.next_log_prob for s in own]).mean() > other[0].next_log_prob.mean()
+    own = _log_probs_of(checkpoint, [ids for ids in drawn if len(ids) > 1])
+    assert own.mean() > _log_probs_of(checkpoint, [[1, *range(20, 43)]]).mean()
 
 
 def test_tokenizer_ids_are_equal(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
@@ -133,6 +134,12 @@ def test_tokenizer_ids_are_equal(checkpoint: Path, exported: dict[str, GgufFile]
 def test_tokenizer_ids_are_equal_on_any_text(checkpoint: Path, llama: LlamaCpp, text: str) -> None:
     tokenizer = _tokenizer(checkpoint)
     assert llama.tokenize([text]) == [tokenizer.encode(text)]
+
+
+def _log_probs_of(checkpoint: Path, sequences: list[list[int]]) -> np.ndarray:
+    """What the reference gave each sequence's own next token."""
+    found = zip(sequences, reference_log_probs(checkpoint, sequences), strict=True)
+    return np.concatenate([log_probs[np.arange(len(ids) - 1), ids[1:]] for ids, log_probs in found])
 
 
 _loaded: dict[Path, Tokenizer] = {}
@@ -159,8 +166,8 @@ def test_greedy_answers_equal_transformers(checkpoint: Path, llama: LlamaCpp) ->
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
         assert answer.tokens == expected[0, len(prompt) :].tolist()
         assert answer.finish == ("stop" if answer.tokens[-1] == 7 else "length")
-        scores, _ = reference_scores(checkpoint, [prompt + answer.tokens])
-        np.testing.assert_allclose(answer.log_probs, scores[0].next_log_prob[len(prompt) - 1 :], atol=5e-3)
+        scores = _log_probs_of(checkpoint, [prompt + answer.tokens])
+        np.testing.assert_allclose(answer.log_probs, scores[len(prompt) - 1 :], atol=5e-3)
 
 
 def test_sampling_follows_the_temperature(checkpoint: Path, llama: LlamaCpp) -> None:

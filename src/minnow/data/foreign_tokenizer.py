@@ -63,8 +63,7 @@ class ForeignTokenizer(Tokenizer):
     @property
     def begin(self) -> list[int]:
         """What the tokenizer itself puts before a text: its start token or nothing."""
-        written = self._trusted.encode("", add_special_tokens=True).ids
-        return written if written == [self.bos_id] else []
+        return super().begin if self.adds_bos else []
 
     def save(self, folder: Path) -> None:
         """Write the files it was read from, as they were."""

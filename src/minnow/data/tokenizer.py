@@ -99,6 +99,11 @@ class Tokenizer:
         return Tokenizer(backend)
 
     @property
+    def adds_bos(self) -> bool:
+        """Whether ``tokenizer.json`` itself says that the start token comes before a text."""
+        return self._trusted.encode("", add_special_tokens=True).ids == [self.bos_id]
+
+    @property
     def begin(self) -> list[int]:
         """The ids that come before bare text."""
         return [] if self.bos_id is None else [self.bos_id]

@@ -1,38 +1,50 @@
-"""Write an ``lfm2`` checkpoint as one GGUF file that llama.cpp opens.
+"""Write a checkpoint as one GGUF file that llama.cpp opens, a few rows of a tensor in memory at a time.
 
 Own writer over the ``gguf`` package: llama.cpp's converter is not on PyPI and refuses tokenizers it has not met.
 Types per tensor:
 
-- vectors (norms) and short-convolution kernels are always F32, as llama.cpp's converter has them;
-- every other matrix takes the asked type where its row length is a multiple of the block, F16 otherwise;
-- in Q4_0 the tied embedding is Q8_0. llama.cpp gives the head a finer type than the rest too (Q6_K, and Q8_0 where
-  the width is not a multiple of 256); Q6_K cannot be written from Python.
+- vectors (norms), convolution kernels and routers are always F32, as llama.cpp's converter has them;
+- embedding and head take a type of their own, finer than the rest unless told otherwise;
+- every other matrix takes the asked type where its row length is a multiple of the block, F16 otherwise.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 
+from minnow.device.gguf_families import (
+    ARCHITECTURES,
+    KEPT_F32,
+    Edit,
+    add_keys,
+    computed_tensors,
+    named_tensors,
+    read_exportable,
+)
+from minnow.device.gguf_vocabulary import Vocabulary, read_vocabulary
+from minnow.device.quantise import HEAD_TYPES, TYPES, block_size, check_native, encode, head_type, matrix_type
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file
-from minnow.model.config import ATTENTION, Attention, ModelConfig, ShortConv
+from minnow.model.adapter import is_adapter
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import weight_files
+from minnow.model.config import ModelConfig
+from minnow.model.families import FAMILIES
+from minnow.model.tensor_files import Stored, stored_tensors
+from minnow.progress import track
 
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
-
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-PRE_TOKENIZER = "lfm2"  # llama.cpp's name for the Llama-3 split expression
-_PADDED_ROWS = 128  # an embedding may be rounded up by fewer rows than this; a larger gap is another tokenizer
-# Token types of tokenizer.ggml.token_type.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_CHUNK = 1 << 19  # weights that are in memory together
+_ALIGNMENT = 32  # of tensors in the file, bytes
+_TOKEN_BYTES = 32  # of a vocabulary's entry in a file, merges included, generously
 
 
 @dataclass(frozen=True)
@@ -51,188 +63,219 @@ class GgufFile:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """A byte-level BPE as GGUF stores it: tokens by id, their types, merges as "left right"."""
+class _Target:
+    """A tensor of the file: ``parts`` one below the other, or along a new first dimension where there are several."""
 
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    chat_template: str | None
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parts: tuple[Stored | Tensor, ...]
+    edit: Edit | None
+    importance: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        weights, size = block_size(self.kind)
+        return torch.Size(self.shape).numel() // weights * size
+
+    def rows(self) -> Iterator[Tensor]:
+        """The tensor's rows, some at a time; an edited part whole."""
+        for part in self.parts:
+            if isinstance(part, Tensor):
+                yield part.view(1, -1)
+                continue
+            count = part.entries // part.row
+            if self.edit is not None:
+                edited = self.edit(part.rows(0, count).view(part.shape))
+                yield edited.reshape(-1, edited.shape[-1])
+                continue
+            step = max(1, _CHUNK // part.row)
+            for start in range(0, count, step):
+                yield part.rows(start, min(start + step, count))
 
 
-def export_gguf(checkpoint: Path, file: Path, type: str = "F16") -> GgufFile:
-    """Write ``checkpoint`` (Hugging Face ``lfm2`` folder) to ``file``, which appears whole or not at all.
+@dataclass(frozen=True)
+class Export:
+    """A file that could be written: everything is read and checked but the weights themselves.
+
+    Attributes:
+        bytes: of the file, to within a few kilobytes and never below.
+        kept_f16: as :class:`GgufFile`.
+    """
+
+    checkpoint: Path
+    type: str
+    config: ModelConfig
+    vocabulary: Vocabulary
+    targets: tuple[_Target, ...]
+    kept_f16: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        tensors = sum(target.bytes + _ALIGNMENT for target in self.targets)
+        entries = len(self.vocabulary.tokens) + len(self.vocabulary.merges)
+        return tensors + _TOKEN_BYTES * entries + len(str(self.vocabulary.chat_template)) + 4096
+
+    def write(self, file: Path) -> GgufFile:
+        """Write ``file``, which appears whole or not at all.
+
+        Raises:
+            UserError: the disk is full, or as :func:`minnow.device.quantise.encode`.
+        """
+        from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+
+        total = sum(torch.Size(target.shape).numel() for target in self.targets)
+        with whole_file(file) as temporary, track(total, f"export {self.type}", "weight") as bar:
+            writer = GGUFWriter(temporary, ARCHITECTURES[self.config.family].lower())
+            writer.add_name(self.checkpoint.resolve().name)
+            add_keys(writer, self.config)
+            writer.add_file_type(LlamaFileType.ALL_F32 if self.type == "F32" else LlamaFileType[f"MOSTLY_{self.type}"])
+            writer.add_quantization_version(2)
+            self.vocabulary.add_to(writer)
+            for target in self.targets:
+                kind = GGMLQuantizationType[target.kind]
+                writer.add_tensor_info(target.name, target.shape, np.dtype(np.float32), target.bytes, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            assert writer.fout is not None
+            stream = writer.fout[0]
+            writer.write_padding(stream, stream.tell())
+            for target in self.targets:
+                for rows in target.rows():
+                    stream.write(encode(rows, target.kind, target.importance, target.name).data)
+                    bar.advance(rows.numel())
+                writer.write_padding(stream, target.bytes)
+            writer.close()
+            size = temporary.stat().st_size
+        return GgufFile(file, self.type, size, {each.name: each.kind for each in self.targets}, self.kept_f16)
+
+
+def plan_export(
+    checkpoint: Path,
+    type: str = "F16",
+    embedding_type: str | None = None,
+    importance: Mapping[str, Tensor] | None = None,
+) -> Export:
+    """Read and check all that a file of ``type`` needs before any of it is written.
 
     Args:
-        type: one of :data:`TYPES`.
+        type: one of :data:`~minnow.device.quantise.TYPES`.
+        embedding_type: of embedding and head, one of :data:`~minnow.device.quantise.HEAD_TYPES`; None for
+            :func:`~minnow.device.quantise.head_type`.
+        importance: what errors in the columns of the checkpoint's tensors cost (:mod:`minnow.device.importance`);
+            without it all the same.
 
     Raises:
-        UserError: the ``gguf`` package is missing; unknown type; a file of the checkpoint is missing or damaged; the
-            network has no attention layer (llama.cpp would abort); tokenizer and embedding do not belong together.
+        UserError: the ``gguf`` package or a quantiser is missing; unknown type, or one whose blocks do not fit the
+            model's width; a file of the checkpoint is missing or damaged; the network is none that llama.cpp computes;
+            tokenizer and embedding do not belong together.
     """
     if type not in TYPES:
         raise UserError(f"unknown GGUF type {type!r}; choose one of {', '.join(TYPES)}")
+    head = embedding_type or head_type(type)
+    if head not in HEAD_TYPES:
+        raise UserError(f"unknown type {head!r} for the embedding; choose one of {', '.join(HEAD_TYPES)}")
     if importlib.util.find_spec("gguf") is None:
         raise UserError('the "gguf" package is not installed; run: pip install "minnow[export]"')
+    check_native(type)
+    check_native(head)
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint} is not a checkpoint folder; give a folder with config.json and model.safetensors"
         )
-    config = ModelConfig.from_hf(read_json(checkpoint / "config.json"))
-    if config.family != "lfm2":
+    if is_adapter(checkpoint):
+        raise UserError(f"{checkpoint} is an adapter; export the checkpoint that was written beside it")
+    config = read_exportable(read_json(checkpoint / "config.json"), checkpoint)
+    vocabulary = read_vocabulary(checkpoint, config)
+    # A table that is not the head too is read one row a token, and needs no finer type.
+    embedding = head if config.tied or embedding_type else matrix_type(type, "", 0, 1)
+    ends = {"token_embd.weight": embedding, "output.weight": head}
+    stored = _stored(checkpoint, config)
+    targets: list[_Target] = []
+    kept = []
+    for named in named_tensors(config, list(stored)):
+        parts = tuple(stored[source] for source in named.sources)
+        shape = parts[0].shape
+        if named.edit is not None:
+            shape = tuple(named.edit(torch.empty(shape, device="meta")).shape)
+        full = shape if len(parts) == 1 else (len(parts), *shape)
+        kind = _kind(named.name, full, type, ends, config.num_layers)
+        if full[-1] % block_size(kind)[0]:
+            _refuse_width(checkpoint, config, type, head)
+            kind = "F16"
+            kept.append(named.name)
+        costs = None if importance is None else importance.get(named.sources[0])
+        if costs is not None and named.edit is not None:
+            costs = named.edit(costs.expand(parts[0].shape))[0]  # its columns may have moved
+        targets.append(_Target(named.name, kind, full, parts, named.edit, costs))
+    for name, tensor in computed_tensors(config).items():
+        targets.append(_Target(name, "F32", tuple(tensor.shape), (tensor,), None, None))
+    return Export(checkpoint, type, config, vocabulary, tuple(targets), tuple(kept))
+
+
+def export_gguf(checkpoint: Path, file: Path, type: str = "F16", embedding_type: str | None = None) -> GgufFile:
+    """Write ``checkpoint`` to ``file``; arguments and errors as :func:`plan_export` and :func:`check_disk`."""
+    export = plan_export(checkpoint, type, embedding_type)
+    check_disk([export], file.parent)
+    return export.write(file)
+
+
+def check_disk(exports: Sequence[Export], folder: Path) -> None:
+    """Raise UserError where the disk of ``folder`` has not the room for all files."""
+    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    needed, free = sum(export.bytes for export in exports), shutil.disk_usage(there).free
+    if needed > free:
         raise UserError(
-            f"{checkpoint} is a {config.family!r} model and 'minnow export' writes 'lfm2' files; convert other families "
-            "with llama.cpp's own convert_hf_to_gguf.py"
-        )
-    if ATTENTION not in config.layer_types:
-        raise UserError(
-            f"{checkpoint} has no attention layer and llama.cpp runs lfm2 only with at least one; "
-            "put a 'full_attention' entry in layer_types and train again"
-        )
-    vocabulary = read_vocabulary(checkpoint, config.vocab_size)
-    weights = _read_weights(checkpoint)
-    if len(weights["model.embed_tokens.weight"]) != config.vocab_size:
-        raise UserError(
-            f"{checkpoint}: config.json says vocab_size {config.vocab_size} but the embedding has "
-            f"{len(weights['model.embed_tokens.weight'])} rows; restore the config.json written with these weights"
+            f"the files take {needed / 1e6:.0f} MB and {there} has {free / 1e6:.0f} MB free; free some space or choose "
+            "another folder"
         )
 
-    from gguf import GGUFWriter
 
-    with whole_file(file) as temporary:
-        writer = GGUFWriter(temporary, "lfm2")
-        _add_hyperparameters(writer, config, checkpoint, type)
-        _add_vocabulary(writer, vocabulary, config)
-        tensors, kept = _add_tensors(writer, weights, config, type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        size = temporary.stat().st_size
-    return GgufFile(file, type, size, tensors, tuple(kept))
+def _kind(name: str, shape: Sequence[int], type: str, ends: Mapping[str, str], layers: int) -> str:
+    if len(shape) == 1 or not name.endswith(".weight") or name.endswith(KEPT_F32):
+        return "F32"
+    if name in ends:
+        return ends[name]
+    return matrix_type(type, name, int(name.split(".")[1]), layers)
 
 
-def read_vocabulary(checkpoint: Path, vocab_size: int) -> Vocabulary:
-    """Read ``tokenizer.json`` and the chat template of a checkpoint for an embedding of ``vocab_size`` rows.
+def _refuse_width(checkpoint: Path, config: ModelConfig, type: str, head: str) -> None:
+    """Raise UserError where not even the residual stream is a whole number of blocks."""
+    for kind in (head, matrix_type(type, "", 0, 1)):
+        block = block_size(kind)[0]
+        if config.hidden_size % block:
+            raise UserError(
+                f"{kind} holds weights in blocks of {block}, and the rows of {checkpoint} are {config.hidden_size} wide; "
+                f"choose {'Q4_0 or Q8_0' if block > 32 and config.hidden_size % 32 == 0 else 'F16'}, or a width that is "
+                f"a multiple of {block}"
+            )
+
+
+def _stored(checkpoint: Path, config: ModelConfig) -> dict[str, Stored]:
+    """The family's tensors in a folder, by the family's names and in its order.
 
     Raises:
-        UserError: not a byte-level BPE, ids with holes, or a vocabulary that does not fit the embedding.
+        UserError: a tensor is missing or of another shape than ``config.json`` says.
     """
-    data = read_json(checkpoint / "tokenizer.json")
-    model = data.get("model") or {}
-    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(data.get("pre_tokenizer")):
-        raise UserError(
-            f"{checkpoint / 'tokenizer.json'} is not a byte-level BPE; export reads the tokenizers that "
-            "'minnow' and LFM2 use, train one with the recipe's tokenizer stage"
-        )
-    by_id = {index: (token, _NORMAL) for token, index in model["vocab"].items()}
-    for added in data.get("added_tokens", []):
-        by_id[added["id"]] = (added["content"], _CONTROL if added["special"] else _USER_DEFINED)
-    count = len(by_id)
-    if set(by_id) != set(range(count)):
-        raise UserError(
-            f"{checkpoint / 'tokenizer.json'} has holes in its ids; restore it or train the tokenizer again"
-        )
-    if not vocab_size - _PADDED_ROWS < count <= vocab_size:
-        raise UserError(
-            f"{checkpoint}: the tokenizer has {count} ids but config.json says vocab_size {vocab_size}; "
-            "this tokenizer belongs to another checkpoint, put the right tokenizer.json back"
-        )
-    entries = [by_id[i] for i in range(count)]
-    entries += [(f"<|unused_{i}|>", _UNUSED) for i in range(count, vocab_size)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
-    return Vocabulary([t for t, _ in entries], [k for _, k in entries], merges, _chat_template(checkpoint))
-
-
-def _chat_template(checkpoint: Path) -> str | None:
-    own = checkpoint / "chat_template.jinja"
-    if own.exists():
-        return own.read_text(encoding="utf-8")
-    settings = checkpoint / "tokenizer_config.json"
-    template = read_json(settings).get("chat_template") if settings.exists() else None
-    return template if isinstance(template, str) else None
-
-
-def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = {}
-    for part in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            weights |= load_file(part)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{part} is damaged or cut short ({error}); restore it or train the stage again") from error
-    if "model.embed_tokens.weight" not in weights:
-        raise UserError(f"{checkpoint} holds no lfm2 weights (model.safetensors); give a complete checkpoint folder")
-    return weights
-
-
-def _add_hyperparameters(writer: GGUFWriter, config: ModelConfig, checkpoint: Path, type: str) -> None:
-    from gguf import LlamaFileType
-
-    writer.add_name(checkpoint.resolve().name)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    mixers = [layer.mixer for layer in config.layers]
-    attention = next(mixer for mixer in mixers if isinstance(mixer, Attention))
-    writer.add_feed_forward_length(config.layers[0].feed_forward.width)
-    writer.add_head_count(attention.heads)
-    # A zero is how llama.cpp tells a convolution layer from an attention layer.
-    writer.add_head_count_kv([mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers])
-    writer.add_rope_freq_base(attention.rope.theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_shortconv_l_cache(next((mixer.kernel for mixer in mixers if isinstance(mixer, ShortConv)), 3))
-    writer.add_file_type(LlamaFileType.ALL_F32 if type == "F32" else LlamaFileType[f"MOSTLY_{type}"])
-    writer.add_quantization_version(2)
-
-
-def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, config: ModelConfig) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZER)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(1 if config.bos_id is None else config.bos_id)
-    writer.add_eos_token_id(config.eos_id)
-    writer.add_pad_token_id(0 if config.pad_id is None else config.pad_id)
-    # The chat template writes <|startoftext|> itself, and encode() adds nothing: so does llama.cpp with this key,
-    # which outranks the pre-tokenizer's own default of true.
-    writer.add_add_bos_token(False)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
-
-
-def _add_tensors(
-    writer: GGUFWriter, weights: dict[str, torch.Tensor], config: ModelConfig, type: str
-) -> tuple[dict[str, str], list[str]]:
-    from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map, quants
-
-    names = get_tensor_name_map(MODEL_ARCH.LFM2, config.num_layers)
-    tensors: dict[str, str] = {}
-    kept: list[str] = []
-    for source, tensor in weights.items():
-        if source == "lm_head.weight":
-            if not torch.equal(tensor, weights["model.embed_tokens.weight"]):
+    family = FAMILIES[config.family]
+    found = {family.name(name): tensor for name, tensor in stored_tensors(weight_files(checkpoint)).items()}
+    with torch.device("meta"):
+        empty = Backbone(config).state_dict()
+    stored = {}
+    for slot in family.tensors(config):
+        for name, part in zip(slot.theirs, slot.split(empty[slot.ours]), strict=True):
+            if name not in found:
                 raise UserError(
-                    "the head is not tied to the embedding; lfm2 files share one matrix, tie them and retrain"
+                    f"{checkpoint}: the weights do not fit config.json (it lacks {name}); restore the folder"
                 )
-            continue
-        name = names.get_name(source, try_suffixes=(".weight",))
-        if name is None:
-            raise UserError(f"tensor {source!r} is not part of an lfm2 network; export the checkpoint it came from")
-        array = tensor.float().squeeze().numpy() if ".conv.conv." in source else tensor.float().numpy()
-        kind = GGMLQuantizationType[type]
-        if array.ndim == 1 or ".conv.conv." in source:
-            kind = GGMLQuantizationType.F32
-        else:
-            if type == "Q4_0" and source == "model.embed_tokens.weight":
-                kind = GGMLQuantizationType.Q8_0
-            if array.shape[-1] % GGML_QUANT_SIZES[kind][0]:
-                kind = GGMLQuantizationType.F16
-                kept.append(name)
-        tensors[name] = kind.name
-        writer.add_tensor(name, quants.quantize(array, kind), raw_dtype=kind)
-    return tensors, kept
+            if found[name].shape != tuple(part.shape):
+                raise UserError(
+                    f"{checkpoint}: the weights do not fit config.json ({name} is {list(found[name].shape)} and not "
+                    f"{list(part.shape)}); restore the folder"
+                )
+            stored[name] = found[name]
+    return stored
 
 
 def gguf_metadata(file: Path) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class LlamaCpp:
             if head.read(4) != _GGUF_MAGIC:
                 raise UserError(f"{file} is not a GGUF file; give a .gguf file written by 'minnow export'")
         self.file, self.n_ctx, self.sequences = file, n_ctx, sequences
+        self._scratch = tempfile.TemporaryDirectory()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         root = str(Path(minnow.__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -119,6 +120,7 @@ class LlamaCpp:
             except BrokenPipeError:
                 pass
         self._log.close()
+        self._scratch.cleanup()
 
     def tokenize(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids llama.cpp gives each text, BOS included if the file asks for one; ``special``: read special tokens."""
@@ -137,6 +139,21 @@ class LlamaCpp:
             np.asarray(answer["best_log_prob"]),
             np.asarray(answer["next_log_prob"]),
         )
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """What is expected after every token of ``ids`` but the last: float32 ``[n - 1, vocab]``.
+
+        Raises:
+            UserError: as :meth:`score`.
+        """
+        self._check(ids, room=0)
+        place = Path(self._scratch.name) / "log_probs.npy"  # too much for the pipe
+        self._ask("log_probs", ids=list(ids), file=str(place))
+        return np.load(place)
+
+    def ends(self, ids: Sequence[int]) -> list[bool]:
+        """Which of ``ids`` llama.cpp ends an answer at."""
+        return self._ask("ends", ids=list(ids))
 
     def generate(
         self,

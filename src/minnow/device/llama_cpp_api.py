@@ -68,6 +68,7 @@ def _declare() -> ctypes.CDLL:
         "llama_model_n_ctx_train": (_int, [_pointer]),
         "llama_vocab_n_tokens": (_int, [_pointer]),
         "llama_vocab_eos": (_int, [_pointer]),
+        "llama_vocab_is_eog": (ctypes.c_bool, [_pointer, _int]),
         "llama_tokenize": (_int, [_pointer, ctypes.c_char_p, _int, _pointer, _int, ctypes.c_bool, ctypes.c_bool]),
         "llama_context_default_params": (_Params, []),
         "llama_init_from_model": (_pointer, [_pointer, _Params]),
@@ -171,6 +172,10 @@ class Llama:
         ids = np.zeros(room, np.int32)
         count = self._library.llama_tokenize(self._vocabulary, data, len(data), ids.ctypes.data, room, True, special)
         return ids[:count].tolist()
+
+    def is_end(self, token: int) -> bool:
+        """Whether an answer ends at ``token``."""
+        return self._library.llama_vocab_is_eog(self._vocabulary, token)
 
     def clear(self) -> None:
         """Forget every sequence."""

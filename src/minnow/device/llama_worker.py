@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,21 +88,31 @@ class Worker:
     def tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
         return [self.llama.tokenize(text, special) for text in texts]
 
+    def ends(self, ids: list[int]) -> list[bool]:
+        return [self.llama.is_end(token) for token in ids]
+
     def score(self, ids: list[int]) -> dict[str, list[Any]]:
         """Teacher-forced: for every position but the last, the likeliest next id and log-probabilities."""
-        self.llama.clear()
-        tokens = np.asarray(ids, np.int32)
         best, best_log_prob, next_log_prob = [], [], []
-        for start in range(0, len(tokens) - 1, self.llama.n_batch):
-            end = min(start + self.llama.n_batch, len(tokens) - 1)
-            span = np.arange(start, end)
-            logits = self.llama.decode(tokens[span], span, np.zeros(len(span)), np.ones(len(span), bool))
-            log_probs = log_softmax(logits)
+        for following, log_probs in self._teacher_forced(ids):
             top = log_probs.argmax(axis=-1)
             best += top.tolist()
             best_log_prob += np.take_along_axis(log_probs, top[:, None], 1)[:, 0].tolist()
-            next_log_prob += np.take_along_axis(log_probs, tokens[span + 1][:, None], 1)[:, 0].tolist()
+            next_log_prob += np.take_along_axis(log_probs, following[:, None], 1)[:, 0].tolist()
         return {"best": best, "best_log_prob": best_log_prob, "next_log_prob": next_log_prob}
+
+    def log_probs(self, ids: list[int], file: str) -> None:
+        """The same for all ids, into a file: float32 ``[n - 1, vocab]``."""
+        np.save(file, np.concatenate([each.astype(np.float32) for _, each in self._teacher_forced(ids)]))
+
+    def _teacher_forced(self, ids: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids that follow some positions, and log-probabilities there, float64 ``[positions, vocab]``."""
+        self.llama.clear()
+        tokens = np.asarray(ids, np.int32)
+        for start in range(0, len(tokens) - 1, self.llama.n_batch):
+            span = np.arange(start, min(start + self.llama.n_batch, len(tokens) - 1))
+            logits = self.llama.decode(tokens[span], span, np.zeros(len(span)), np.ones(len(span), bool))
+            yield tokens[span + 1], log_softmax(logits)
 
     def generate(
         self,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.device.gguf_export import TYPES, export_gguf
+from minnow.device.gguf_export import export_gguf
 from minnow.device.llama_engine import LlamaEngine
 from minnow.device.parity import check_parity
 from minnow.device.profile import profile
+from minnow.device.quantise import TYPES
 from minnow.errors import UserError
 from minnow.evaluate.measure import score_tasks
 from minnow.files import read_json
@@ -80,11 +81,12 @@ def export(context: StageContext[ExportSettings]) -> dict[str, Any]:
     else:
         sequences = [ids.tolist() for ids in held_out_documents(context.recipe, words)]
     sequences = _first_positions(sequences, settings.positions)
+    exported = [
+        export_gguf(checkpoint, context.folder / f"{context.recipe.name}-{kind}.gguf", kind) for kind in settings.types
+    ]
     files = []
-    for kind in settings.types:
-        made = export_gguf(checkpoint, context.folder / f"{context.recipe.name}-{kind}.gguf", kind)
-        parity = check_parity(checkpoint, made.file, sequences)
-        entry = {"file": made.file.name, "type": kind, "bytes": made.bytes, **parity.as_dict()}
+    for made, parity in zip(exported, check_parity(checkpoint, [e.file for e in exported], sequences), strict=True):
+        entry = {"file": made.file.name, "type": made.type, "bytes": made.bytes, **parity.as_dict()}
         if examples:
             with LlamaEngine(made.file, words) as engine:
                 entry["tasks"] = score_tasks(engine, words, examples, settings.max_new_tokens).as_dict()
