@@ -22,14 +22,17 @@ TITLE_BONUS = 1000.0
 MAX_TERMS = 24
 SMALL = 1000
 """Up to so many pages every word of a query is looked up; beyond, words that most pages hold are left out."""
+MOST_MATCHES = 20_000
+"""How many pages the words looked up may hold in all, the rarest first: what a search costs grows with them."""
 
-_APPLICATION, _FORMAT = 0x4D4E4E57, 1  # "MNNW" in the file's header tells our files from other SQLite files
+_APPLICATION, _FORMAT = 0x4D4E4E57, 2  # "MNNW" in the file's header tells our files from other SQLite files
 _SCHEMA = """
 CREATE TABLE page(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
                   key TEXT NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5(title, text, content='page', content_rowid='number',
                                       tokenize='unicode61 remove_diacritics 2');
-CREATE VIRTUAL TABLE vocabulary USING fts5vocab(words, 'row');
+CREATE TABLE frequency(term TEXT PRIMARY KEY, pages INTEGER NOT NULL) WITHOUT ROWID;
+CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, words, 'row');
 """
 
 
@@ -97,6 +100,11 @@ class SearchIndex:
     def __len__(self) -> int:
         return self._pages
 
+    def page(self, identity: str) -> Hit | None:
+        """The page with this id; None where there is none."""
+        rows = self._run("SELECT id, title, text FROM page WHERE id = ?", identity)
+        return Hit(*rows[0], score=0.0) if rows else None
+
     def search(self, query: str, k: int = 5) -> list[Hit]:
         """The ``k`` best pages, best first; ties in the order of indexing.
 
@@ -106,7 +114,7 @@ class SearchIndex:
         Raises:
             UserError: the index file has been damaged since it was opened.
         """
-        words = _words(query)[:MAX_TERMS]
+        words = words_of(query)[:MAX_TERMS]
         if not words or k < 1:
             return []
         rare = self._rare(words)
@@ -145,7 +153,7 @@ class SearchIndex:
         self.close()
 
     def _rare(self, words: list[str]) -> set[str]:
-        """The words worth looking up: in a large index, those that at most half the pages hold.
+        """The words worth looking up: in a large index, the rarest, and none that more than half the pages hold.
 
         Past half, FTS5 sets a word's weight to zero, so leaving such words out changes no order and saves the scan.
         """
@@ -153,10 +161,17 @@ class SearchIndex:
         if self._pages <= SMALL:
             return set(distinct)
         rows = self._run(
-            f"SELECT term, doc FROM vocabulary WHERE term IN ({', '.join('?' * len(distinct))})", *distinct
+            f"SELECT term, pages FROM frequency WHERE term IN ({', '.join('?' * len(distinct))})", *distinct
         )
         frequency = dict(rows)
-        return {word for word in distinct if frequency.get(word, 0) * 2 <= self._pages}
+        rare: set[str] = set()
+        left = MOST_MATCHES
+        for word in sorted(distinct, key=lambda word: frequency.get(word, 0)):
+            left -= frequency.get(word, 0)
+            if frequency.get(word, 0) * 2 > self._pages or (rare and left < 0):
+                break
+            rare.add(word)
+        return rare
 
     def _titled(self, words: list[str], rare: set[str]) -> dict[int, float]:
         """Bonus by page number for the titles that stand in the query, but for those inside a longer one.
@@ -191,17 +206,18 @@ def _fill(connection: sqlite3.Connection, pages: Iterable[tuple[str, str, str]])
             if identity in seen:
                 raise UserError(f"two pages have the id {identity!r}; give every page its own")
             seen.add(identity)
-            yield identity, title, text, " ".join(_words(title))
+            yield identity, title, text, " ".join(words_of(title))
 
     with connection:
         connection.executemany("INSERT INTO page(id, title, text, key) VALUES (?, ?, ?, ?)", rows())
         connection.execute("CREATE INDEX page_by_key ON page(key)")
         connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
+        connection.execute("INSERT INTO frequency SELECT term, doc FROM vocabulary")
     if not seen:
         raise UserError("there are no pages to index; give at least one")
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Lower-case words without accents, as FTS5's ``unicode61 remove_diacritics 2`` sees them."""
     bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return re.findall(r"[^\W_]+", bare.lower())
@@ -209,6 +225,6 @@ def _words(text: str) -> list[str]:
 
 def _match(words: list[str], rare: set[str]) -> str:
     """The FTS5 expression: every word or neighbouring pair, any of them. Quotes make each one plain text."""
-    kept = [word for word in dict.fromkeys(words) if word in rare] or list(dict.fromkeys(words))
+    kept = [word for word in dict.fromkeys(words) if word in rare] or words[:1]  # common words only: any page will do
     pairs = [f"{first} {second}" for first, second in pairwise(words) if {first, second} <= rare]
     return " OR ".join(f'"{term}"' for term in [*kept, *dict.fromkeys(pairs)])
