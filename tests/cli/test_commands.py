@@ -18,7 +18,7 @@ from transformers import Lfm2ForCausalLM
 
 from minnow.cli import export as export_command
 from minnow.cli import main
-from minnow.cli.chat import _folder_index
+from minnow.cli.agent_tools import offered_tools
 from minnow.cli.models import resolve_model
 from minnow.data.tokenizer import train_tokenizer
 from minnow.device.gguf_export import Export, plan_export
@@ -351,16 +351,15 @@ def test_chat_answers_piped_questions(
     assert talk("/tools on\n", "--tools", "calculator") == "tools on\n"
 
 
-def test_the_search_tool_finds_pages_of_the_world_or_of_a_folder(
-    checkpoint: Path, run_folder: Path, tmp_path: Path
-) -> None:
+def test_the_search_tool_finds_pages_of_the_world_or_of_a_folder(run_folder: Path, tmp_path: Path) -> None:
     page = PocketWorld(3, ENTITIES).pages()[7]
-    assert _folder_index(run_folder).search(page.title, 1)[0].text == page.text
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/Orrin.md").write_text("Orrin is a town beyond the hills.")
-    (tmp_path / "notes/Vell.txt").write_text("Vell is a harbour.")
-    (hit,) = _folder_index(tmp_path).search("Orrin", 1)
-    assert (hit.id, hit.title) == ("notes/Orrin.md", "Orrin")
-    (tmp_path / "notes/bad.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match="is not UTF-8 text at byte 3"):
-        _folder_index(tmp_path)
+    for run, names in ((run_of(run_folder), ["search"]), (None, ["web_search", "open_page"])):
+        tools = offered_tools(run, str(run_folder), "search,calculator,clock")
+        assert [tool.name for tool in tools] == [*names, "calculator", "clock"]
+        assert page.text[:30] in tools[0].function(query=page.title)
+        assert "beyond the hills" in offered_tools(run, str(tmp_path), None)[0].function(query="Orrin")
+    assert page.text[:30] in offered_tools(run_of(run_folder), None, None)[0].function(query=page.title)
+    with pytest.raises(UserError, match="did you mean search"):
+        offered_tools(None, None, "serch")

@@ -103,7 +103,10 @@ class SearchIndex:
     def page(self, identity: str) -> Hit | None:
         """The page with this id; None where there is none."""
         rows = self._run("SELECT id, title, text FROM page WHERE id = ?", identity)
-        return Hit(*rows[0], score=0.0) if rows else None
+        if not rows:
+            return None
+        found, title, text = rows[0]
+        return Hit(found, title, text, 0.0)
 
     def search(self, query: str, k: int = 5) -> list[Hit]:
         """The ``k`` best pages, best first; ties in the order of indexing.

@@ -84,11 +84,11 @@ def decoded(body: bytes, charset: str | None = None) -> str:
         if body.startswith(mark):
             return body.decode(name, "replace")
     said = _META.search(body[:4096])
-    for name in (charset, said[1].decode("ascii") if said else None, "utf-8"):
+    for encoding in (charset, said[1].decode("ascii") if said else None, "utf-8"):
         try:
-            if name and codecs.lookup(name)._is_text_encoding:  # type: ignore[attr-defined]  # not base64 or rot13
+            if encoding and codecs.lookup(encoding)._is_text_encoding:  # not base64 or rot13
                 # A page that was cut may end in half a character.
-                return body.decode(name) if name != "utf-8" else codecs.getincrementaldecoder(name)().decode(body)
+                return codecs.getincrementaldecoder(encoding)().decode(body)
         except (LookupError, UnicodeError):
             continue
     return body.decode("cp1252", "replace")
@@ -166,7 +166,7 @@ def _pdf(url: str, body: bytes, cut: bool) -> Page:
             parts.append(page.extract_text())
             if sum(map(len, parts)) > MOST_CHARACTERS:
                 break
-        title = str((reader.metadata or {}).get("/Title") or "")
+        title = str(reader.metadata.title or "") if reader.metadata else ""
     except (PyPdfError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OSError) as error:
         raise PageError(f"it is a PDF that cannot be read ({type(error).__name__}).") from error
     text = "\n".join(parts).strip()

@@ -61,8 +61,8 @@ def run_python(code: str, limits: SandboxLimits | None = None) -> str:
         first, _ = _read(output, time.monotonic() + _START, 4000, b"\n")
         word, _, rest = first.partition(b"\n")
         if word != b"locked":
-            said = word.decode("utf-8", "replace")[:200].removeprefix("no: ") or "it did not start"
-            raise UserError(f"the Python sandbox cannot be closed on this system ({said}); leave that tool out")
+            why = word.decode("utf-8", "replace")[:200].removeprefix("no: ") or "it did not start"
+            raise UserError(f"the Python sandbox cannot be closed on this system ({why}); leave that tool out")
         said, ended = _read(output, time.monotonic() + limits.seconds, 4 * limits.characters, None)
         text = (rest + said).decode("utf-8", "replace").rstrip()[: limits.characters]
     finally:

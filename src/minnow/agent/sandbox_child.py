@@ -106,10 +106,12 @@ def _filter() -> list[bytes]:
 def run(source: str) -> None:
     """Run ``source``; the value of a last expression is printed, as at Python's prompt."""
     tree = ast.parse(source, "code")
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     names = {"__name__": "__main__"}
     exec(compile(tree, "code", "exec"), names)  # noqa: S102  (this is what the process is for)
-    if last is not None:
+    if isinstance(last, ast.Expr):
         value = eval(compile(ast.Expression(last.value), "code", "eval"), names)
         if value is not None:
             print(repr(value))

@@ -1,0 +1,102 @@
+"""``minnow agent``: one question to a model with tools. ``minnow index``: a folder as pages to search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from minnow.agent import Limits, Trace, run_agent
+from minnow.agent.folder import index_folder
+from minnow.cli.agent_tools import offered_tools
+from minnow.cli.output import AsJson, Threads, emit, size_text, warn
+from minnow.cli.text_models import Server, open_text_model
+from minnow.errors import UserError
+from minnow.rollout import Sampling
+from minnow.rollout.text_engine import LocalTextEngine
+
+
+@dataclass(frozen=True)
+class _Question:
+    id: str
+    messages: list[dict[str, Any]]
+
+
+def agent(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")],
+    /,
+    search: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|FILE|ddgs|searxng:URL|brave|tavily|none")] = None,
+    tools: Annotated[str | None, tyro.conf.arg(metavar="search,calculator,python,clock|none")] = None,
+    max_calls: int = 8,
+    max_new_tokens: int = 256,
+    max_seconds: float = 600.0,
+    temperature: float = 0.0,
+    seed: int = 0,
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    threads: Threads = None,
+    server: Annotated[Server, tyro.conf.OmitArgPrefixes] = Server(),  # noqa: B008  (a frozen dataclass)
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model that has tools one question, and see what it looked up.
+
+    Args:
+        model: a checkpoint folder, a stage or run folder, a GGUF file, or the address of a server (with --model).
+        question: what to find out.
+        search: where it searches; by default the encyclopaedia of the model's own run. Brave and Tavily want a key in
+            BRAVE_API_KEY or TAVILY_API_KEY.
+        tools: names between commas; by default search where there is something to search.
+        max_calls: calls it may make.
+        max_new_tokens: the budget of one turn.
+        max_seconds: after which no further turn or call begins.
+        temperature: 0 is greedy.
+        seed: of the sampling noise.
+        tokenizer: model folder with the tokenizer of a GGUF file.
+        threads: of torch or llama.cpp.
+    """
+    if not question.strip():
+        raise UserError("the question is empty; write one in quotes after the model")
+    with open_text_model(model, server, tokenizer, threads, max_new_tokens) as opened:
+        offered = offered_tools(opened.run, search, tools)
+        limits = Limits(max_calls, max_new_tokens, max_context=opened.context, max_seconds=max_seconds)
+        engine = opened.engine.engine if isinstance(opened.engine, LocalTextEngine) else opened.engine
+        task = _Question("question", [{"role": "user", "content": question}])
+        (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
+    if trace.finish == "failed":
+        raise UserError(f"{opened.name} gave no answer ({trace.error}); see to the server and ask again")
+    document = {"model": opened.name, "runtime": opened.runtime, "tools": [tool.name for tool in offered]}
+    emit(document | trace.as_dict(), _as_text(trace), as_json)
+
+
+def _as_text(trace: Trace) -> str:
+    lines = []
+    for call in trace.calls:
+        given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        result = call.result.replace("\n", "\n  ")
+        lines.append(f"→ {call.name}({given})\n  {result}")
+    lines.append(trace.answer or "(no answer)")
+    counted = f"{len(trace.calls)} calls, {trace.completion_tokens} tokens, {trace.seconds:.1f} s"
+    return "\n".join([*lines, f"[{trace.finish}; {counted}]"])
+
+
+def index(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    /,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a folder of text, Markdown, HTML, PDF and JSON lines searchable, a page per file or line.
+
+    Args:
+        folder: where the files are, or one file of JSON lines.
+        out: the index file; by default FOLDER.index beside the folder.
+    """
+    path = out or folder.resolve().with_name(f"{folder.resolve().name}.index")
+    skipped: list[str] = []
+    made = index_folder(folder, path, skipped)
+    warn(skipped)
+    size = path.stat().st_size
+    document = {"index": str(path), "pages": len(made), "bytes": size, "skipped": skipped}
+    emit(document, f"{path}: {len(made):,} pages, {size_text(size)}", as_json)

@@ -1,0 +1,65 @@
+"""minnow agent and minnow index from the command line: a server that calls, and a model at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bad_server import Reply, bad_server, refusal, spoken
+from minnow.cli import main
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "velm.md").write_text("Velm lies on the Osk. Its mayor is Dana Pryl.")
+    (folder / "tarn.html").write_text("<title>Tarn</title><p>Tarn lies by a lake.")
+    (folder / "scan.txt").write_text("")
+    return folder
+
+
+def answers(body: dict[str, Any], _: int) -> Reply:
+    if body["messages"][-1]["role"] == "user":
+        return spoken('<tool_call>{"name": "web_search", "arguments": {"query": "mayor of Velm"}}</tool_call>')
+    return spoken("It is Dana Pryl.")
+
+
+def test_a_question_is_looked_up_in_an_index(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(notes), "--json"]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert (made["pages"], made["index"]) == (2, str(notes) + ".index") and "scan.txt: it is empty" in err
+    with bad_server(answers) as server:
+        words = ["agent", server.url, "Who is the mayor of Velm?", "--model", "m", "--search", made["index"]]
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert "→ web_search(query='mayor of Velm')" in text and "It is Dana Pryl.\n[answer; 1 calls" in text
+        assert main([*words, "--json"]) == 0
+    trace = json.loads(capsys.readouterr().out)
+    assert (trace["finish"], trace["answer"], trace["tools"]) == (
+        "answer", "It is Dana Pryl.", ["web_search", "open_page"],
+    )  # fmt: skip
+    assert "velm.md" in trace["calls"][0]["result"] and [m["role"] for m in trace["messages"]] == [
+        "user", "assistant", "tool", "assistant",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["agent", "{url}", " ", "--model", "m"], "the question is empty"),
+        (["agent", "{url}", "Who?", "--model", "m", "--search", "nowhere"], "there is no folder nowhere"),
+        (["agent", "{url}", "Who?", "--model", "m", "--tools", "search"], "nothing to search"),
+        (["agent", "{url}", "Who?", "--model", "m"], "gave no answer (HTTP 400: no)"),
+        (["index", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with bad_server(lambda body, n: refusal(400, "no")) as server:
+        assert main([word.replace("{url}", server.url) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err.replace('{"error": {"message": "no"}}', "no") and "Traceback" not in err
