@@ -55,6 +55,8 @@ def test_a_question_is_looked_up_in_an_index(notes: Path, capsys: pytest.Capture
         (["agent", "{url}", "Who?", "--model", "m", "--search", "nowhere"], "there is no folder nowhere"),
         (["agent", "{url}", "Who?", "--model", "m", "--tools", "search"], "nothing to search"),
         (["agent", "{url}", "Who?", "--model", "m"], "gave no answer (HTTP 400: no)"),
+        (["agent", "{url}", "Who?", "--model", "m", "--map-reduce"], "name one with --document"),
+        (["agent", "{url}", "Who?", "--model", "m", "--document", "nowhere"], "nowhere cannot be read"),
         (["index", "nowhere"], "there is no folder nowhere"),
     ],
 )
@@ -63,3 +65,17 @@ def test_bad_input_is_one_sentence(words: list[str], message: str, capsys: pytes
         assert main([word.replace("{url}", server.url) for word in words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err.replace('{"error": {"message": "no"}}', "no") and "Traceback" not in err
+
+
+def test_a_long_document_is_asked_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("The town has a market. " * 500 + "Its mayor is Dana Pryl. " + "The town has a market. " * 500)
+
+    def say(body: dict[str, Any], _: int) -> Reply:
+        return spoken("Dana Pryl" if "Dana Pryl" in body["messages"][0]["content"] else "nothing")
+
+    with bad_server(say) as server:
+        words = ["agent", server.url, "Who?", "--model", "m", "--document", str(file), "--map-reduce", "--json"]
+        assert main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["answer"] == "Dana Pryl" and len(said["asked"]) > 5

@@ -10,12 +10,19 @@ import tyro
 
 from minnow.agent import Limits, Trace, run_agent
 from minnow.agent.folder import index_folder
+from minnow.agent.long_context import SelfAsker, document_tools
+from minnow.agent.long_context import map_reduce as in_parts
+from minnow.agent.pages import PageError, page_of
 from minnow.cli.agent_tools import offered_tools
 from minnow.cli.output import AsJson, Threads, emit, size_text, warn
 from minnow.cli.text_models import Server, open_text_model
+from minnow.data.calls import CallError
 from minnow.errors import UserError
 from minnow.rollout import Sampling
 from minnow.rollout.text_engine import LocalTextEngine
+
+_PART = 4000  # characters of a document in one question
+_QUESTIONS = 256  # that a model may ask itself
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ def agent(
     /,
     search: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|FILE|ddgs|searxng:URL|brave|tavily|none")] = None,
     tools: Annotated[str | None, tyro.conf.arg(metavar="search,calculator,python,clock|none")] = None,
+    document: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    map_reduce: bool = False,
     max_calls: int = 8,
     max_new_tokens: int = 256,
     max_seconds: float = 600.0,
@@ -48,6 +57,8 @@ def agent(
         search: where it searches; by default the encyclopaedia of the model's own run. Brave and Tavily want a key in
             BRAVE_API_KEY or TAVILY_API_KEY.
         tools: names between commas; by default search where there is something to search.
+        document: a file too long for the context, which the model searches, reads in slices and asks itself about.
+        map_reduce: ask every part of the document instead, and put the answers together.
         max_calls: calls it may make.
         max_new_tokens: the budget of one turn.
         max_seconds: after which no further turn or call begins.
@@ -59,15 +70,40 @@ def agent(
     if not question.strip():
         raise UserError("the question is empty; write one in quotes after the model")
     with open_text_model(model, server, tokenizer, threads, max_new_tokens) as opened:
-        offered = offered_tools(opened.run, search, tools)
         limits = Limits(max_calls, max_new_tokens, max_context=opened.context, max_seconds=max_seconds)
         engine = opened.engine.engine if isinstance(opened.engine, LocalTextEngine) else opened.engine
+        part = (
+            _PART if opened.context is None else max(200, 2 * (opened.context - max_new_tokens) - len(question) - 200)
+        )
+        asker = SelfAsker(
+            engine, opened.tokenizer, limits, Sampling(temperature, seed=seed), min(part, _PART), _QUESTIONS
+        )
+        text = None if document is None else _text(document)
+        if map_reduce:
+            if text is None:
+                raise UserError("--map-reduce puts together what is said about a document; name one with --document")
+            try:
+                answer = in_parts(text, question, asker)
+            except CallError as error:
+                raise UserError(f"{document} cannot be asked in parts: {error}") from error
+            emit({"model": opened.name, "answer": answer, "asked": asker.as_dict()}, answer or "(no answer)", as_json)
+            return
+        offered = offered_tools(opened.run, search, tools) + ([] if text is None else document_tools(text, asker))
         task = _Question("question", [{"role": "user", "content": question}])
         (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
     if trace.finish == "failed":
         raise UserError(f"{opened.name} gave no answer ({trace.error}); see to the server and ask again")
-    document = {"model": opened.name, "runtime": opened.runtime, "tools": [tool.name for tool in offered]}
-    emit(document | trace.as_dict(), _as_text(trace), as_json)
+    about = {"model": opened.name, "runtime": opened.runtime, "tools": [tool.name for tool in offered]}
+    emit(about | trace.as_dict() | {"asked": asker.as_dict()}, _as_text(trace), as_json)
+
+
+def _text(file: Path) -> str:
+    try:
+        return page_of(file.name, file.read_bytes(), "text/plain" if file.suffix in (".txt", ".md") else "").text
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}; check the path") from error
+    except PageError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _as_text(trace: Trace) -> str:
