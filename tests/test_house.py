@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data", "model", "loops"}),
     frozenset({"train", "rollout", "tasks"}),
     frozenset({"posttrain", "evaluate", "scaling", "device", "agent"}),
-    frozenset({"recipe"}),
+    frozenset({"recipe", "serve"}),
     frozenset({"cli"}),
 )
 SAME_LAYER = {
@@ -26,6 +26,7 @@ SAME_LAYER = {
     ("native", "errors"),
     ("native", "files"),  # a compiled library appears whole or not at all
     ("model", "data"),  # a checkpoint folder holds its tokenizer
+    ("serve", "recipe"),  # a policy is read as strictly as a recipe
     ("posttrain", "evaluate"),  # checkpoints are chosen by task score and loop rate
 }
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

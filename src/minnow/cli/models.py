@@ -100,7 +100,7 @@ def open_model(
         from minnow.device.llama_engine import LlamaEngine
 
         facts = gguf_metadata(path)
-        folder = _tokenizer_folder(path, tokenizer)
+        folder = tokenizer_folder(path, tokenizer)
         words = Tokenizer.load(folder)
         if words.vocab_size > facts["vocab_size"] or words.eos_id != facts["eos_id"]:
             raise UserError(
@@ -132,7 +132,12 @@ def open_model(
     yield OpenModel(folder, "torch", torch_engine, words, model.config.max_positions, run_of(folder), torch_engine.rows)
 
 
-def _tokenizer_folder(file: Path, given: Path | None) -> Path:
+def tokenizer_folder(file: Path, given: Path | None) -> Path:
+    """Where the tokenizer of a GGUF file is: ``given``, beside the file, or in the run it was exported in.
+
+    Raises:
+        UserError: nowhere.
+    """
     if given is not None:
         return given if (given / "tokenizer.json").is_file() else resolve_model(given)
     if (file.parent / "tokenizer.json").is_file():

@@ -1,0 +1,132 @@
+"""``minnow serve``: a model behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from minnow.cli.models import open_model, resolve_model, tokenizer_folder
+from minnow.cli.output import Threads
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.files import read_json
+from minnow.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from minnow.serve.source import Source
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+    /,
+    upstream: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None,
+    upstream_model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    engine: Annotated[Literal["llama.cpp", "torch"] | None, tyro.conf.arg(metavar="llama.cpp|torch")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    slots: int = 4,
+    context: int = 4096,
+    queue: int = 128,
+    deadline: float = 120.0,
+    guard: Annotated[Literal["on", "off"], tyro.conf.arg(metavar="on|off")] = "on",
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    key_variable: str = "MINNOW_SERVE_KEY",
+    upstream_key_variable: str = "MINNOW_UPSTREAM_KEY",
+    threads: Threads = None,
+) -> None:
+    """Serve a model over HTTP as OpenAI does: chat, completions, models, health and metrics.
+
+    Args:
+        model: a GGUF file, a checkpoint folder, or a stage or run folder; these are exported first, as F16.
+        upstream: address of a server to stand in front of, instead of a model.
+        upstream_model: the name it knows its model by.
+        engine: by default llama.cpp; torch for models that llama.cpp does not run, one answer at a time.
+        host: the address to listen on; 0.0.0.0 for all, which needs a key.
+        port: 0 for any that is free.
+        slots: answers at once.
+        context: tokens of a prompt and its answer, at most the model's.
+        queue: requests that may wait; more are refused with 429.
+        deadline: seconds a request may take.
+        guard: take answers back that loop.
+        tokenizer: model folder with the tokenizer of a GGUF file.
+        key_variable: environment variable with the key that clients must send; unset: none.
+        upstream_key_variable: environment variable with the upstream's key.
+        threads: of llama.cpp or torch.
+    """
+    for package in ("starlette", "uvicorn", "httpx2"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'the "{package}" package is not installed; run: pip install "minnow[serve]"')
+    if (model is None) == (upstream is None):
+        raise UserError("name a model or an --upstream server, one of the two")
+    if upstream is not None and upstream_model is None:
+        raise UserError(f"say which model of {upstream} to use with --upstream-model NAME")
+    if min(slots, context) < 1 or queue < 0 or deadline <= 0:
+        raise UserError("--slots and --context must be at least 1, --queue at least 0 and --deadline above 0")
+    key = os.environ.get(key_variable) or None
+    if host not in _LOOPBACK and key is None:
+        raise UserError(
+            f"{host} can be reached from elsewhere; set the key that clients must send in the variable {key_variable}"
+        )
+    from minnow.rollout import Guard
+    from minnow.serve.app import Limits, create_app
+    from minnow.serve.desk import Desk, Settings
+    from minnow.serve.metrics import Metrics
+    from minnow.serve.run import run
+
+    with ExitStack() as stack:
+        source: Source
+        if upstream is not None:
+            from minnow.serve.upstream import UpstreamSource
+
+            source = UpstreamSource(upstream, str(upstream_model), slots, api_key=os.environ.get(upstream_key_variable))
+        else:
+            assert model is not None
+            source = _local(stack, model, tokenizer, engine, slots, context, threads)
+        settings = Settings(deadline, queue, Guard() if guard == "on" else None)
+        limits = Limits() if host in _LOOPBACK else Limits(hosts=None)
+        run(create_app(Desk(source, settings, Metrics()), limits, key), host, port, source.name)
+
+
+def _local(
+    stack: ExitStack,
+    model: Path,
+    tokenizer: Path | None,
+    engine: str | None,
+    slots: int,
+    context: int,
+    threads: int | None,
+) -> Source:
+    """The source of a model on this machine; what it needs until the end goes on ``stack``."""
+    if engine == "torch":
+        from minnow.rollout import TorchEngine
+        from minnow.serve.torch_source import TorchSource
+
+        opened = stack.enter_context(open_model(model, tokenizer, threads))
+        if not isinstance(opened.engine, TorchEngine):
+            raise UserError(f"{model} is a GGUF file, which torch does not run; leave --engine out")
+        return TorchSource(opened.engine.model, opened.tokenizer, opened.path.name, min(context, opened.context))
+    from minnow.device.gguf_export import export_gguf, gguf_metadata
+    from minnow.serve.llama import LlamaSource
+
+    if model.suffix == ".gguf":
+        file, folder, name = model, tokenizer_folder(model, tokenizer), model.stem
+    else:
+        if tokenizer is not None:
+            raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
+        folder = resolve_model(model)
+        family = ModelConfig.from_hf(read_json(folder / "config.json")).family
+        if family != "lfm2":
+            raise UserError(f"{folder} is a {family!r} model, which is not exported; serve it with --engine torch")
+        name = model.resolve().name
+        exported = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{name}-F16.gguf"
+        file = export_gguf(folder, exported, "F16").file
+    room = min(context, gguf_metadata(file)["context_length"])
+    return LlamaSource(file, Tokenizer.load(folder), room, name, slots, threads or 1)

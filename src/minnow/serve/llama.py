@@ -1,0 +1,210 @@
+"""A GGUF file behind llama.cpp's own server, which keeps what it has read of a conversation for its next turn."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+import minnow
+from minnow.data.chat import END, END_OF_TEXT
+from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
+from minnow.serve.bodies import Ask
+from minnow.serve.errors import ApiError
+from minnow.serve.events import events
+from minnow.serve.grammar import call_grammar
+from minnow.serve.local import prepare
+from minnow.serve.source import Ended, Piece, Prompt, Turn
+
+
+class LlamaSource:
+    """Answers from a GGUF file (:class:`minnow.serve.source.Source`).
+
+    Prompts go to llama.cpp as token ids of our own tokenizer, so that no text of a client's is read for special tokens.
+
+    Args:
+        tokenizer: the one the file was exported with.
+        context: positions of a prompt and its answer.
+        slots: answers at once.
+        threads: of llama.cpp.
+
+    Raises:
+        UserError: ``xllamacpp`` is missing, or llama.cpp cannot load the file.
+    """
+
+    enforces = True
+
+    def __init__(
+        self, file: Path, tokenizer: Tokenizer, context: int, name: str, slots: int = 4, threads: int = 1
+    ) -> None:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
+        self.file, self.tokenizer, self.context, self.name, self.slots = file, tokenizer, context, name, slots
+        marks = (tokenizer.encode_chat(mark) for mark in (END, END_OF_TEXT))
+        # Whatever the model's own end is, llama.cpp ends an answer at either.
+        self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
+        self._wanted = {"file": str(file), "context": context, "slots": slots, "threads": threads}
+        self._starting = asyncio.Lock()
+        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=httpx.Limits(max_connections=None))
+        self._start()
+
+    def _start(self) -> None:
+        root = str(Path(minnow.__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with tempfile.TemporaryFile() as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "minnow.serve.llama_process", json.dumps(self._wanted)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+            assert self._process.stdout is not None
+            self.url = self._process.stdout.readline().strip()
+            if not self.url:
+                self._stop()
+                log.seek(0)
+                said = log.read().decode(errors="replace").strip().splitlines()
+                raise UserError(f"llama.cpp could not serve {self.file}: {said[-1] if said else 'it died'}")
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of llama.cpp's server."""
+        return self._process.pid
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        self._stop()
+
+    async def prepare(self, ask: Ask) -> Prompt:
+        return prepare(ask, self.tokenizer, self.context)
+
+    async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
+        ask = prompt.ask
+        assert prompt.ids is not None and prompt.max_tokens is not None
+        ids = [*prompt.ids, *self.tokenizer.encode_chat(turn.text)]
+        body: dict[str, Any] = {
+            "prompt": ids,
+            "n_predict": prompt.max_tokens - (len(ids) - len(prompt.ids)),
+            "temperature": turn.temperature,
+            "seed": turn.seed % 2**32,
+            # Neutral unless asked for: llama.cpp cuts the tail of the distribution by default.
+            "top_p": ask.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "frequency_penalty": ask.frequency_penalty,
+            "presence_penalty": ask.presence_penalty,
+            "repeat_penalty": 1.0,
+            "stop": list(ask.stop),
+            "stream": True,
+            "return_tokens": True,
+            "cache_prompt": True,
+        }
+        if turn.logprobs is not None:
+            body["n_probs"] = max(1, turn.logprobs)
+        if ask.schema is not None:
+            body["json_schema"] = ask.schema
+        elif ask.must_call:
+            named = [tool for tool in ask.tools if tool["name"] in ask.must_call]
+            body["grammar"] = call_grammar(named, many=not ask.one_call)
+        if body["n_predict"] < 1:
+            yield Ended("length")
+            return
+        if turn.banned:
+            # A bias holds for a whole request, and only the first token is forbidden.
+            forbidden = {self.tokenizer.encode_chat(text)[0] for text in turn.banned}
+            first = body | {"n_predict": 1, "logit_bias": [[token, False] for token in sorted(forbidden)]}
+            text = ""
+            async for part in self._complete(first, turn.logprobs):
+                if isinstance(part, Piece):
+                    text += part.text
+                    yield part
+                elif part.reason == "stop":
+                    yield part
+                    return
+            body |= {"prompt": [*ids, *self.tokenizer.encode_chat(text)], "n_predict": body["n_predict"] - 1}
+            if body["n_predict"] < 1:
+                yield Ended("length")
+                return
+        async for part in self._complete(body, turn.logprobs):
+            yield part
+
+    async def _complete(self, body: dict[str, Any], logprobs: int | None) -> AsyncGenerator[Piece | Ended]:
+        try:
+            async with self._client.stream("POST", f"{self.url}/completion", json=body) as response:
+                if response.status_code != 200:
+                    said = (await response.aread()).decode(errors="replace")
+                    raise ApiError(500 if response.status_code >= 500 else 400, f"llama.cpp refused: {_message(said)}")
+                async for some in events(response.aiter_raw()):
+                    text, tokens, listed, last = "", 0, [], None
+                    for event in some:
+                        if "error" in event:
+                            raise ApiError(500, f"llama.cpp failed: {event['error'].get('message')}")
+                        if event.get("stop"):
+                            last = event
+                            continue
+                        ids = event.get("tokens", ())
+                        if ids and ids[-1] in self._ends:
+                            continue  # its text is the mark that ends a turn
+                        text += event["content"]
+                        tokens += len(ids)
+                        if logprobs is not None:
+                            listed += [_logprob(each, logprobs) for each in event.get("completion_probabilities", ())]
+                    if text or tokens:
+                        yield Piece(text, tokens, tuple(listed))
+                    if last is not None:
+                        yield _ended(last)
+                        return
+            raise ApiError(502, "llama.cpp's answer broke off")
+        except httpx.HTTPError as error:
+            await self._revive()
+            raise ApiError(503, "the model's process died and was started again; send the request once more", "engine_died", retry_after=1) from error  # fmt: skip
+
+    async def _revive(self) -> None:
+        async with self._starting:
+            if self._process.poll() is not None:
+                await asyncio.to_thread(self._stop)
+                await asyncio.to_thread(self._start)
+
+
+def _ended(event: dict[str, Any]) -> Ended:
+    timings = event.get("timings", {})
+    return Ended(
+        "length" if event.get("stop_type") == "limit" else "stop",
+        event.get("tokens_evaluated"),
+        timings.get("cache_n"),
+        event.get("tokens_predicted"),
+        timings={name: value for name, value in timings.items() if isinstance(value, (int, float))},
+    )
+
+
+def _logprob(entry: dict[str, Any], most: int) -> dict[str, Any]:
+    kept = ("token", "bytes", "logprob")
+    top = [{name: other[name] for name in kept} for other in entry.get("top_logprobs", ())[:most]]
+    return {name: entry[name] for name in kept} | {"top_logprobs": top}
+
+
+def _message(said: str) -> str:
+    try:
+        return str(json.loads(said)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return said[:300]

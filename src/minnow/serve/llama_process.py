@@ -1,0 +1,37 @@
+"""llama.cpp's own HTTP server on a loopback port, alone in a process: it prints its address and ends with its stdin.
+
+python -m minnow.serve.llama_process '{"file": …, "context": …, "slots": …, "threads": …}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # llama.cpp logs to stdout
+    import xllamacpp
+
+    wanted = json.loads(sys.argv[1])
+    params = xllamacpp.CommonParams()
+    params.model.path = wanted["file"]
+    params.n_parallel = wanted["slots"]
+    params.n_ctx = wanted["context"] * wanted["slots"]
+    # An unset count of threads for prompts once made llama.cpp thirty times slower.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
+    params.special = True  # the marks of tool calls are wanted in the text
+    params.warmup = False
+    params.sse_ping_interval = -1
+    params.n_threads_http = max(4, 2 * wanted["slots"])
+    server = xllamacpp.Server(params)
+    answers.write(f"{server.listening_address}\n")
+    answers.flush()
+    sys.stdin.read()  # until the parent closes it or goes
+    os._exit(0)  # a server with requests in flight would wait for them
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What an answer streams from: the model on this machine or a server, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from minnow.data.calls import Call
+from minnow.serve.bodies import Ask
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of an answer.
+
+    Attributes:
+        tokens: how many it has; of a server that does not say, one.
+        logprobs: of every token, in OpenAI's form (``token``, ``bytes``, ``logprob``, ``top_logprobs``), where asked for.
+    """
+
+    text: str
+    tokens: int = 1
+    logprobs: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an answer ended.
+
+    Attributes:
+        reason: ``"stop"`` or ``"length"``.
+        prompt_tokens: that were read, ``cached_tokens`` of them from the cache; None where a server does not say.
+        calls: tool calls, of a server that tells them from the text.
+        timings: milliseconds of the runtime's own clock (``prompt_ms``, ``predicted_ms``) and its rates, where it has them.
+    """
+
+    reason: str
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    calls: tuple[Call, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request made ready.
+
+    Attributes:
+        ids: what a local model reads; None where a server does the reading.
+        max_tokens: the budget of the answer.
+        trimmed: messages that were left out for want of room.
+    """
+
+    ask: Ask
+    max_tokens: int | None
+    ids: tuple[int, ...] | None = None
+    trimmed: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How to go on with an answer.
+
+    Attributes:
+        text: what there is of it.
+        banned: texts whose first token must not come next.
+        seed: of the noise.
+        logprobs: as of :class:`Ask`.
+    """
+
+    text: str
+    temperature: float
+    seed: int
+    banned: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+class Source(Protocol):
+    """Something that answers.
+
+    Attributes:
+        name: the model's, for clients.
+        slots: answers at once.
+        enforces: whether it can hold an answer to a schema or a tool.
+    """
+
+    name: str
+    slots: int
+    enforces: bool
+
+    async def prepare(self, ask: Ask) -> Prompt:
+        """The prompt, trimmed where it is too long.
+
+        Raises:
+            ApiError: 400, where it cannot be answered.
+        """
+        ...
+
+    def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
+        """The pieces that follow, and :class:`Ended` last; closing the iterator ends the work.
+
+        Raises:
+            ApiError: the engine or server failed, with a status of 500 or above.
+        """
+        ...
+
+    async def close(self) -> None: ...

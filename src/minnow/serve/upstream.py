@@ -1,0 +1,162 @@
+"""Another OpenAI-compatible server: llama-server, Ollama, vLLM, SGLang, or one in the cloud."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx2 as httpx
+
+from minnow.data.calls import Call
+from minnow.errors import UserError
+from minnow.rollout.server_engine import ServerEngine
+from minnow.serve.bodies import Ask
+from minnow.serve.errors import ApiError
+from minnow.serve.events import events
+from minnow.serve.source import Ended, Piece, Prompt, Turn
+
+
+class UpstreamSource:
+    """Answers from a server (:class:`minnow.serve.source.Source`).
+
+    Redirects are not followed: the key would go along.
+
+    Args:
+        url: where the API begins, such as ``http://localhost:8000/v1``.
+        model: the name the server knows the model by.
+        connect: seconds until a connection has to stand.
+        stall: seconds without a sign of life after which the answer counts as broken off.
+
+    Attributes:
+        sent_bytes: of all request bodies so far: what has left for the server.
+    """
+
+    enforces = True
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        slots: int = 32,
+        connect: float = 5.0,
+        stall: float = 30.0,
+        api_key: str | None = None,
+    ) -> None:
+        if not ServerEngine.is_address(url):
+            raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
+        self.url, self.name, self.slots, self.sent_bytes = url.rstrip("/"), model, slots, 0
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx.Timeout(stall, connect=connect, pool=connect)
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=httpx.Limits(max_connections=None))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def prepare(self, ask: Ask) -> Prompt:
+        return Prompt(ask, ask.max_tokens)
+
+    async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
+        ask = prompt.ask
+        body: dict[str, Any] = ask.body | {"model": self.name, "stream": True, "temperature": turn.temperature}
+        if ask.seed is not None or turn.temperature > 0:
+            body["seed"] = turn.seed % 2**31
+        if ask.messages is None:
+            body["prompt"] = ask.prompt + turn.text
+            if turn.logprobs is not None:
+                body["logprobs"] = turn.logprobs
+        else:
+            body["stream_options"] = {"include_usage": True}
+            if turn.logprobs is not None:
+                body |= {"logprobs": True} | ({"top_logprobs": turn.logprobs} if turn.logprobs else {})
+            if turn.text:
+                # The answer so far as the last message, to be gone on with: llama.cpp and Ollama do so of themselves.
+                body["messages"] = [*body["messages"], {"role": "assistant", "content": turn.text}]
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
+        raw = json.dumps(body).encode()
+        self.sent_bytes += len(raw)
+        path = "completions" if ask.messages is None else "chat/completions"
+        reply = _Reply()
+        try:
+            async with self._client.stream(
+                "POST", f"{self.url}/{path}", content=raw, headers={"Content-Type": "application/json"}
+            ) as response:
+                if response.status_code != 200:
+                    raise _refused(response.status_code, (await response.aread())[:2000], response.headers)
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for some in events(response.aiter_raw()):
+                        piece = reply.take(some)
+                        if piece is not None:
+                            yield piece
+                else:
+                    piece = reply.take([response.json() if await response.aread() else {}])
+                    if piece is not None:
+                        yield piece
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            said = str(error) or type(error).__name__
+            raise ApiError(502, f"the server behind this one failed: {said}", "bad_upstream") from error
+        yield reply.ended()
+
+
+def _refused(status: int, said: bytes, headers: httpx.Headers) -> ApiError:
+    try:
+        message = str(json.loads(said)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = said.decode(errors="replace")[:200]
+    if status == 429:
+        after = headers.get("retry-after", "")
+        return ApiError(429, f"the server behind this one is busy: {message}", "upstream_busy", retry_after=int(after) if after.isdecimal() else 1)  # fmt: skip
+    if status in (400, 404, 413, 422):
+        return ApiError(status, message, "refused_by_upstream")
+    # A key the upstream refuses is this server's fault and not the client's.
+    return ApiError(502, f"the server behind this one answered {status}: {message}", "bad_upstream")
+
+
+class _Reply:
+    """What the events of one answer add up to."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._timings: dict[str, float] = {}
+        self._calls: dict[int, list[str]] = {}
+
+    def take(self, some: list[dict[str, Any]]) -> Piece | None:
+        text = ""
+        listed: list[dict[str, Any]] = []
+        try:
+            for event in some:
+                if event.get("error"):
+                    raise ApiError(502, f"the server behind this one failed: {json.dumps(event['error'])[:300]}", "bad_upstream")  # fmt: skip
+                self._usage = event.get("usage") or self._usage
+                self._timings = event.get("timings") or self._timings
+                for choice in event.get("choices") or ():
+                    self._reason = choice.get("finish_reason") or self._reason
+                    said = choice.get("delta") or choice.get("message") or {}
+                    text += said.get("content") or choice.get("text") or ""
+                    listed += (choice.get("logprobs") or {}).get("content") or ()
+                    for place, call in enumerate(said.get("tool_calls") or ()):
+                        held = self._calls.setdefault(call.get("index", place), ["", ""])
+                        function = call.get("function") or {}
+                        held[0] += function.get("name") or ""
+                        held[1] += function.get("arguments") or ""
+        except (AttributeError, TypeError) as error:
+            raise ApiError(502, "the server behind this one does not speak OpenAI's form", "bad_upstream") from error
+        return Piece(text, max(1, len(listed)), tuple(listed)) if text else None
+
+    def ended(self) -> Ended:
+        if self._reason is None:
+            raise ApiError(502, "the answer of the server behind this one broke off", "bad_upstream")
+        try:
+            calls = tuple(Call(name, json.loads(arguments or "{}")) for name, arguments in self._calls.values())
+        except ValueError as error:
+            raise ApiError(502, "the server behind this one made a call that is not JSON", "bad_upstream") from error
+        details = self._usage.get("prompt_tokens_details") or {}
+        return Ended(
+            "length" if self._reason == "length" else "loop" if self._reason == "loop" else "stop",
+            self._usage.get("prompt_tokens"),
+            details.get("cached_tokens"),
+            self._usage.get("completion_tokens"),
+            calls,
+            self._timings,
+        )

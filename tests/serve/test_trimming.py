@@ -1,0 +1,37 @@
+"""What a conversation leaves out."""
+
+from __future__ import annotations
+
+import pytest
+
+from minnow.data.calls import CALL_END, CALL_START
+from minnow.serve.errors import ApiError
+from minnow.serve.trimming import Message, trimmed
+
+CALL = f"{CALL_START}[find(q=1)]{CALL_END}"
+TALK = [
+    {"role": "system", "content": "rules"},
+    {"role": "user", "content": "first"},
+    {"role": "assistant", "content": "one"},
+    {"role": "user", "content": "second"},
+    {"role": "assistant", "content": CALL},
+    {"role": "tool", "content": "found"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "third"},
+]
+
+
+def kept(room: int) -> list[str]:
+    return [message["content"] for message in trimmed(TALK, len, room)]
+
+
+def test_talk_goes_first_then_calls_with_their_results_never_the_system_or_the_last_question() -> None:
+    def count(messages: list[Message]) -> int:
+        return len(messages)
+
+    assert trimmed(TALK, count, 8) == TALK
+    assert kept(7) == ["rules", "second", CALL, "found", "two", "third"]
+    assert kept(5) == ["rules", CALL, "found", "third"]
+    assert kept(3) == ["rules", "third"]
+    with pytest.raises(ApiError, match="shorten the last message"):
+        kept(1)
