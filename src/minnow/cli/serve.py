@@ -15,8 +15,6 @@ from minnow.cli.models import open_model, resolve_model, tokenizer_folder
 from minnow.cli.output import Threads
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.files import read_json
-from minnow.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from minnow.serve.source import Source
@@ -122,9 +120,6 @@ def _local(
         if tokenizer is not None:
             raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
         folder = resolve_model(model)
-        family = ModelConfig.from_hf(read_json(folder / "config.json")).family
-        if family != "lfm2":
-            raise UserError(f"{folder} is a {family!r} model, which is not exported; serve it with --engine torch")
         name = model.resolve().name
         exported = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{name}-F16.gguf"
         file = export_gguf(folder, exported, "F16").file
