@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from foreign_folder import GEMMA, THINKING, write_tokenizer
+from minnow.data.chat import BOS
+from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import export_gguf, plan_export
 from minnow.device.gguf_vocabulary import BYTE, CONTROL, PRE_TOKENIZERS, UNKNOWN, USER_DEFINED
 from minnow.device.llama_cpp import LlamaCpp
@@ -100,6 +103,22 @@ def test_types_of_tokens_and_ends(tmp_path: Path) -> None:
     assert kinds["<0x0A>"] == BYTE and kinds["\n\n"] == kinds["   "] == USER_DEFINED
     assert [vocabulary.tokens[each] for each in vocabulary.ends] == ["<end_of_turn>", "<eos>"]
     assert vocabulary.chat_template == GEMMA
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_tokenizer_of_lfm2s_form_is_known_without_opening_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    if begins:  # as Liquid's own does
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 1)])
+        backend.save(str(folder / "tokenizer.json"))
+    words = Tokenizer.load(folder)
+    monkeypatch.setattr("minnow.device.gguf_vocabulary.Tokenizer", None)
+    found = plan_export(folder).vocabulary
+    assert (found.bos, found.pad, found.ends) == (words.bos_id, words.pad_id, (words.eos_id,))
+    assert found.adds_bos == words.adds_bos == begins
 
 
 def test_llama_cpp_stops_where_the_checkpoint_does(tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ def test_importance_lowers_the_weighted_error_of_every_block() -> None:
     values = torch.randn(32, 128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     importance = torch.rand(128, generator=torch.Generator().manual_seed(2)) ** 4
 
+    cost = importance * (values.square().mean(1, keepdim=True) + values.square()).sqrt()
+
     def errors(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         decoded = (scale.double() * (codes.double() - 8)).view(32, 128)
-        return (importance * (values - decoded) ** 2).view(-1, 32).sum(1)
+        return (cost * (values - decoded) ** 2).view(-1, 32).sum(1)
 
     plain, weighted = errors(*q4_0(values)), errors(*q4_0(values, importance))
     assert (weighted <= plain * (1 + 1e-5)).all()

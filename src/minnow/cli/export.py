@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import Tensor
 
 from minnow.cli.models import resolve_model
 from minnow.cli.output import AsJson, columns, emit, size_text
+from minnow.data.documents import read_documents
 from minnow.device.gguf_export import check_disk, plan_export
-from minnow.device.parity import check_memory, verify_files
+from minnow.device.importance import column_importance
+from minnow.device.parity import check_memory, own_sequences, verify_files
 from minnow.errors import UserError
+from minnow.model.checkpoint import load_checkpoint
 from minnow.recipe.run_record import run_of
 from minnow.recipe.stages.sources import CHECKPOINT
+
+_DOCUMENTS, _DOCUMENT_TOKENS = 256, 512  # of a text that importance is measured on
 
 
 def export(
@@ -22,6 +30,7 @@ def export(
     /,
     types: Annotated[tuple[str, ...], tyro.conf.arg(name="type", metavar="TYPE …")] = ("F16", "Q8_0", "Q4_0"),
     embedding_type: str | None = None,
+    importance: Annotated[str | None, tyro.conf.arg(metavar="own|FILE")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("."),
     verify: bool = True,
     as_json: AsJson = False,
@@ -35,9 +44,10 @@ def export(
         types: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K; one file each.
         embedding_type: of embedding and head: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or Q6_K in files of
             fewer bits.
+        importance: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own, or a file's.
         out: folder for the files.
-        verify: run every file, and compare it with transformers in float32 on texts that the model writes itself (token
-            by token), in its tokenizer and in where its answers end.
+        verify: do not run the files. Otherwise each is compared with transformers in float32 on texts that the model
+            writes itself (token by token), in its tokenizer and in where its answers end.
     """
     if not types:
         raise UserError("--type names no type; give at least one, such as Q8_0")
@@ -45,8 +55,11 @@ def export(
     stem = _stem(checkpoint)
     plans = [plan_export(checkpoint, kind, embedding_type) for kind in types]
     check_disk(plans, out)
-    if verify:
+    if verify or importance:
         check_memory(checkpoint)
+    if importance:
+        costs = _importance(checkpoint, importance)
+        plans = [plan_export(checkpoint, kind, embedding_type, costs) for kind in types]
     files = [plan.write(out / f"{stem}-{plan.type}.gguf") for plan in plans]
     entries: list[dict[str, Any]] = [
         {"file": str(made.file), "type": made.type, "bytes": made.bytes, "kept_f16": list(made.kept_f16)}
@@ -61,6 +74,18 @@ def export(
         sys.stderr.write(f"minnow: {entry['file']} does not say what the checkpoint says, do not ship it: ")
         sys.stderr.write("; ".join(entry["faults"]) + "\n")
     return 1 if failed else 0
+
+
+def _importance(checkpoint: Path, text: str) -> dict[str, Tensor]:
+    """What errors cost on text of the model's own, or on the beginnings of a file's documents."""
+    model, words = load_checkpoint(checkpoint)
+    sequences: Iterable[list[int]]
+    if text == "own":
+        sequences = own_sequences(checkpoint, count=64, length=256, seed=1)
+    else:
+        documents = islice(read_documents(text), _DOCUMENTS)
+        sequences = ((words.begin + words.encode(each))[:_DOCUMENT_TOKENS] for each in documents)
+    return column_importance(model, sequences)
 
 
 def _stem(checkpoint: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minnow.data.chat import BOS, END, PAD, SPECIAL_TOKENS
 from minnow.data.tokenizer import LLAMA3_SPLIT, Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json
@@ -100,14 +101,9 @@ def read_vocabulary(checkpoint: Path, config: ModelConfig) -> Vocabulary:
     if model.get("type") != "BPE":
         raise UserError(f"{file} is a {model.get('type')} tokenizer and llama.cpp files are written for BPE only")
     entries = _entries(file, data, config.vocab_size)
-    words = Tokenizer.load(checkpoint)
-    known: dict[str, Any] = {
+    known = _ids(checkpoint, config, data) | {
         "tokens": [token for token, _ in entries],
         "types": [kind for _, kind in entries],
-        "bos": words.bos_id if config.bos_id is None else config.bos_id,
-        "pad": words.pad_id if config.pad_id is None else config.pad_id,
-        "ends": tuple(dict.fromkeys((words.eos_id, *sorted(words.stop_ids)))),
-        "adds_bos": words.adds_bos,
         "chat_template": _chat_template(checkpoint),
     }
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
@@ -120,6 +116,29 @@ def read_vocabulary(checkpoint: Path, config: ModelConfig) -> Vocabulary:
         ranks.setdefault(merge.replace(" ", "", 1), rank)
     scores = [-float(ranks.get(token, len(merges))) for token, _ in entries]
     return Vocabulary("llama", "default", scores=scores, space_prefix=_space_prefix(file, data), **known)
+
+
+def _ids(checkpoint: Path, config: ModelConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Start, padding and end tokens, and whether a text begins with the first.
+
+    A tokenizer of LFM2's form is known by its tokens; opening it would take more memory than writing the file.
+    """
+    special = {each["content"]: each["id"] for each in data.get("added_tokens", [])}
+    if not all(token in special for token in SPECIAL_TOKENS):
+        words = Tokenizer.load(checkpoint)
+        bos, pad, adds_bos = words.bos_id, words.pad_id, words.adds_bos
+        ends = dict.fromkeys((words.eos_id, *sorted(words.stop_ids)))
+    else:
+        steps = data.get("post_processor") or {}
+        starts = [step["single"][0] for step in steps.get("processors", [steps]) if step.get("single")]
+        adds_bos = any(start.get("SpecialToken", {}).get("id") == BOS for start in starts)
+        bos, pad, ends = special[BOS], special[PAD], dict.fromkeys([special[END]])
+    return {
+        "bos": bos if config.bos_id is None else config.bos_id,
+        "pad": pad if config.pad_id is None else config.pad_id,
+        "ends": tuple(ends),
+        "adds_bos": adds_bos,
+    }
 
 
 def _entries(file: Path, data: Mapping[str, Any], vocab_size: int) -> list[tuple[str, int]]:
