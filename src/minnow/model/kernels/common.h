@@ -19,6 +19,7 @@
 #define PARALLEL_FOR_UNEVEN PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
 #define SIMD PRAGMA(omp simd)
 #define SIMD_SUM(variable) PRAGMA(omp simd reduction(+ : variable))
+#define SIMD_MOST(variable) PRAGMA(omp simd reduction(max : variable))
 
 typedef uint16_t bf16;
 

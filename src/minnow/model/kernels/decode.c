@@ -65,16 +65,74 @@ INLINE void turn_head(long dim, long turn, const bf16 *restrict x, Weight weight
     }
 }
 
-/* out = softmax(scale * query keys') values over `seen` positions; `dim`, at most 128, is a constant after inlining. */
-INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
-                        const bf16 *restrict values, float *restrict scores, bf16 *restrict out) {
-    float highest = -INFINITY, total = 0.0f, sum[128] = {0};
+#ifdef __AVX512F__
+#include <immintrin.h>
+
+/* The sum of each of 16 vectors. Adding up one after the other would wait for 15 additions a vector. */
+INLINE __m512 sixteen_sums(const __m512 *x) {
+    __m512 two[8], four[4], eight[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        two[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512d a = _mm512_castps_pd(two[2 * i]), b = _mm512_castps_pd(two[2 * i + 1]);
+        four[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
+                                 _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+}
+
+/* scores = scale * query keys' for the positions before `seen`, and up to a multiple of 16 what is no score; the highest.
+ * The values are asked for on the way. */
+INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
+                        const bf16 *restrict values, float *restrict scores) {
+    __m512 highest = _mm512_set1_ps(-INFINITY);
+    for (long first = 0; first < seen; first += 16) {
+        __m512 product[16];
+#pragma GCC unroll 16
+        for (int s = 0; s < 16; s++) {
+            const bf16 *key = keys + at_most(first + s, seen - 1) * dim;
+            product[s] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+            for (long i = 0; i < dim; i += 32) __builtin_prefetch(values + (first + s) * dim + i);
+#pragma GCC unroll 8
+            for (long i = 0; i < dim; i += 16) {
+                const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(key + i)));
+                const __m512 part = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+                product[s] = _mm512_fmadd_ps(_mm512_loadu_ps(query + i), part, product[s]);
+            }
+        }
+        const __m512 score = _mm512_mul_ps(sixteen_sums(product), _mm512_set1_ps(scale));
+        highest = _mm512_max_ps(highest, score); /* beyond the last position its score comes again */
+        _mm512_storeu_ps(scores + first, score);
+    }
+    return _mm512_reduce_max_ps(highest);
+}
+#else
+INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
+                        const bf16 *restrict values, float *restrict scores) {
+    float highest = -INFINITY;
     for (long s = 0; s < seen; s++) {
         float score = 0.0f;
         SIMD_SUM(score) for (long i = 0; i < dim; i++) score += query[i] * widen(keys[s * dim + i]);
         scores[s] = score * scale;
         highest = scores[s] > highest ? scores[s] : highest;
     }
+    return highest;
+}
+#endif
+
+/* out = softmax(scale * query keys') values over `seen` positions; `dim`, at most 128, is a constant after inlining. */
+INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
+                        const bf16 *restrict values, float *restrict scores, bf16 *restrict out) {
+    const float highest = score_head(dim, seen, scale, query, keys, values, scores);
+    float total = 0.0f, sum[128] = {0};
     SIMD_SUM(total) for (long s = 0; s < seen; s++) {
         scores[s] = exponential(scores[s] - highest);
         total += scores[s];
@@ -86,7 +144,7 @@ INLINE void attend_head(const long dim, long seen, float scale, const float *res
     SIMD for (long i = 0; i < dim; i++) out[i] = narrow(sum[i] / total);
 }
 
-long attention_step_scratch(long dim, long capacity) { return dim + capacity; } /* floats per thread */
+long attention_step_scratch(long dim, long capacity) { return dim + round_up(capacity, 16); } /* floats per thread */
 
 /* qkv: rows of `stride` elements that begin with heads * dim queries, groups * dim keys and as many values.
  * lengths: positions that a row holds already; its key and value go to length % capacity of keys, values
@@ -131,8 +189,8 @@ void highest(int threads, long rows, long width, long among, const float *restri
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
         const float *restrict xs = logits + row * width;
         float most = -INFINITY, most_among = -INFINITY, total = 0.0f;
-        for (long i = 0; i < among; i++) most_among = xs[i] > most_among ? xs[i] : most_among;
-        for (long i = among; i < width; i++) most = xs[i] > most ? xs[i] : most;
+        SIMD_MOST(most_among) for (long i = 0; i < among; i++) most_among = xs[i] > most_among ? xs[i] : most_among;
+        SIMD_MOST(most) for (long i = among; i < width; i++) most = xs[i] > most ? xs[i] : most;
         most = most_among > most ? most_among : most;
         long found = 0;
         while (found < among - 1 && xs[found] != most_among) found++;
