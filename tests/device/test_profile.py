@@ -79,7 +79,7 @@ def test_figures_from_known_times(exported: dict[str, GgufFile], monkeypatch: py
     def run(self: Bench, prompt: int, answer: int) -> Timing:
         self.last = {"runtime": "r", "runtime_build": "b", "memory": {"weights": 1}, "peak_bytes": 10**9}
         first, token = next(times)
-        return Timing(first, np.full(answer, token), 1.0)
+        return Timing(first, np.full(answer, token), first, np.full(answer, token))
 
     monkeypatch.setattr(Bench, "run", run)
     (entry,) = profile(exported["F16"].file, 1, (30,), (30,), repeats=3, answer=10)["files"]
@@ -110,7 +110,7 @@ def test_a_busy_machine_is_flagged(
 ) -> None:
     def run(self: Bench, prompt: int, answer: int) -> Timing:
         self.last = {"runtime": "r", "runtime_build": "b", "memory": {"weights": 1}, "peak_bytes": 10**9}
-        return Timing(1.0, np.ones(answer), share)
+        return Timing(1.0, np.ones(answer), share, share * np.ones(answer))
 
     monkeypatch.setattr(Bench, "run", run)
     monkeypatch.setattr(module, "load_average", lambda: load)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import resolve_model
-from minnow.cli.output import AsJson, Threads, emit
+from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.device.bench import Engine
 from minnow.device.card import device_card
+from minnow.device.operators import operator_costs
 from minnow.device.profile import profile as profile_models
 from minnow.device.remote import device_script, read_remote
 from minnow.errors import UserError
@@ -32,6 +33,9 @@ def profile(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     print_script: bool = False,
     read: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE …")] = (),
+    operators: bool = False,
+    width: int = 512,
+    context: tuple[int, ...] = (128, 1024),
     as_json: AsJson = False,
 ) -> None:
     """Measure time to first token, tokens per second, end-to-end latency, load time and peak memory on a device.
@@ -51,9 +55,18 @@ def profile(
         out: also write card.md, card.html and profile.json into this folder.
         print_script: print a shell script that measures on a phone or board with llama-bench, and measure nothing.
         read: what that script printed, to stand beside the models.
+        operators: instead of models, measure one layer of each mixer and of the feed-forward.
+        width: of the operators' layers.
+        context: tokens that operators read in prefill, and that lie before a decoded token.
     """
     if print_script:
         emit({"script": device_script(prompts, depths, repeats)}, device_script(prompts, depths, repeats), as_json)
+        return
+    if operators:
+        if models or read:
+            raise UserError("--operators measures layers of its own; leave the models out")
+        costs = operator_costs(width, context, engine, threads or 1, repeats, kind)
+        emit(costs, _operators_text(costs), as_json)
         return
     if not models and not read:
         raise UserError("name at least one GGUF file, model folder or published shape to profile")
@@ -66,6 +79,23 @@ def profile(
     if out is not None:
         _write(found, card, out)
     emit(found, card, as_json)
+
+
+def _operators_text(costs: dict[str, Any]) -> str:
+    contexts = list(dict.fromkeys(row["context"] for row in costs["rows"]))
+    rows = [["one layer", *(f"{what} {n}" for n in contexts for what in ("prefill", "ratio", "decode at", "ratio"))]]
+    for name in dict.fromkeys(row["operator"] for row in costs["rows"]):
+        cells = [name]
+        for row in (row for row in costs["rows"] if row["operator"] == name):
+            for value, form in (("prefill_ms", "{:.2f} ms"), ("prefill_ratio", "{:.2f}"), ("decode_us", "{:.0f} µs"),
+                                ("decode_ratio", "{:.2f}")):  # fmt: skip
+                cells.append("–" if row[value] is None else form.format(row[value]))
+        rows.append(cells)
+    kind = f", {costs['type']}" if costs["type"] else ""
+    return (
+        f"{costs['engine']}{kind}, width {costs['width']}, {costs['threads']} thread(s); ratios to the short convolution\n"
+        f"{columns(rows)}\nlargest spread {costs['spread']:.0%}, least share of its core {costs['cpu_share']:.0%}"
+    )
 
 
 def _subject(model: str) -> Path | str:

@@ -37,12 +37,20 @@ class Timing:
     Attributes:
         ttft_ms: until the first token is known.
         token_ms: of each token after it.
-        cpu_share: processor time of all threads over wall time; below 1 where one thread had to wait for a core.
+        busy_ttft_ms, busy_token_ms: the same in processor time of all threads. Of a single thread it is what the clock
+            would have shown on an idle core.
+        cpu_share: processor time over time by the clock; below 1 where one thread had to wait for a core.
     """
 
     ttft_ms: float
     token_ms: np.ndarray
-    cpu_share: float
+    busy_ttft_ms: float
+    busy_token_ms: np.ndarray
+
+    @property
+    def cpu_share(self) -> float:
+        busy = self.busy_ttft_ms + float(self.busy_token_ms.sum())
+        return busy / (self.ttft_ms + float(self.token_ms.sum()))
 
 
 class Bench:
@@ -105,8 +113,8 @@ class Bench:
     def run(self, prompt: int, answer: int) -> Timing:
         """Read ``prompt`` random tokens and decode ``answer`` more after the first; the end token is ignored."""
         self.last = self._ask(prompt=prompt, answer=answer)
-        share = self.last["cpu_seconds"] / self.last["wall_seconds"]
-        return Timing(self.last["ttft_ms"], np.asarray(self.last["token_ms"]), share)
+        wall, cpu = (1e3 * np.asarray(self.last[clock]) for clock in ("wall", "cpu"))
+        return Timing(float(wall[0]), np.diff(wall), float(cpu[0]), np.diff(cpu))
 
     def memory(self) -> dict[str, int]:
         """Bytes after the runs so far: ``peak`` of the process, ``before`` the model was opened, and what the runtime

@@ -1,0 +1,102 @@
+"""Shapes timed side by side with random weights: operators, block tables and finalists are all measured by this."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minnow.device.bench import Bench, Engine, Timing, interleaved
+from minnow.device.random_gguf import write_random_gguf
+from minnow.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A shape after a prompt of ``prompt`` tokens. Of one thread, times are processor time, so that a thread that waits
+    for its core does not spoil them.
+
+    Attributes:
+        ttft_ms: median over the repeats.
+        token_ms: of one decoded token, median over all tokens of all repeats.
+        spread: the larger of the two standard deviations over mean, over the repeats.
+        cpu_share: the least of the repeats', see :class:`minnow.device.bench.Timing`.
+        peak_bytes: the process's peak so far; ``before_bytes`` before the model was opened.
+    """
+
+    prompt: int
+    ttft_ms: float
+    token_ms: float
+    spread: float
+    cpu_share: float
+    peak_bytes: int
+    before_bytes: int
+
+
+def time_shapes(
+    shapes: Mapping[str, ModelConfig],
+    prompts: Sequence[int],
+    answer: int,
+    repeats: int,
+    threads: int = 1,
+    engine: Engine = "llama.cpp",
+    kind: str = "Q4_0",
+    at_once: int = 6,
+    positions: int = 0,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[Speed]]:
+    """The speed of each shape after each of ``prompts``, ``at_once`` of them open and taking turns.
+
+    Args:
+        kind: GGUF type; of no meaning to torch.
+        positions: room for tokens that the runtime sets aside, at least; the memory depends on it.
+        done: called with the name of a shape that has been timed.
+    """
+    found: dict[str, list[Speed]] = {}
+    names = list(shapes)
+    room = max(positions, max(prompts) + answer + 1)
+    for start in range(0, len(names), at_once):
+        group = names[start : start + at_once]
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            benches = []
+            for place, name in enumerate(group):
+                path = _written(shapes[name], Path(folder) / str(place), engine, kind)
+                benches.append(stack.enter_context(Bench(engine, path, room, threads)))
+            for prompt in prompts:
+                timings = interleaved(benches, prompt, answer, repeats)
+                for name, bench, runs in zip(group, benches, timings, strict=True):
+                    found.setdefault(name, []).append(_speed(prompt, runs, bench, threads == 1))
+        for name in group:
+            done(name)
+    return found
+
+
+def _written(config: ModelConfig, place: Path, engine: Engine, kind: str) -> Path:
+    if engine == "llama.cpp":
+        file = place.with_suffix(".gguf")
+        write_random_gguf(config, file, kind)
+        return file
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(config.to_hf()))
+    return place
+
+
+def _speed(prompt: int, runs: Sequence[Timing], bench: Bench, alone: bool) -> Speed:
+    first = np.array([run.busy_ttft_ms if alone else run.ttft_ms for run in runs])
+    tokens = np.array([run.busy_token_ms if alone else run.token_ms for run in runs])
+    means = np.median(tokens, axis=1)
+    memory = bench.memory()
+    return Speed(
+        prompt,
+        float(np.median(first)),
+        float(np.median(tokens)),
+        float(max(first.std() / first.mean(), means.std() / means.mean())),
+        min(run.cpu_share for run in runs),
+        memory["peak"],
+        memory["before"],
+    )
