@@ -1,0 +1,223 @@
+"""The search against exhaustive references; times come from a made-up machine whose costs are known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minnow.cli import design as command
+from minnow.device import design as module
+from minnow.device.block_table import features, fit_table, table_designs
+from minnow.device.design import Journal, Measuring, search
+from minnow.device.design_space import Budget, Design, Space, designs, fitting
+from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
+from minnow.device.timing import Speed
+from minnow.errors import UserError
+from minnow.model.accounting import parameter_parts
+from minnow.model.config import Attention, ModelConfig
+from minnow.model.footprint import peak_memory
+
+SPACE = Space(vocab=(4096,), widths=(128, 192), depths=(4, 6, 8), ratios=(2.0, 3.0), kv_heads=(1, 2))
+BUDGET = Budget(64_000_000, (1_000_000, 4_000_000), decode=400.0, ttft_ms=20.0, context=512)
+TTFT, TOKEN = np.array([1.0, 0.0, 0.5, 0.8, 0.05, 0.9]), np.array([0.2, 0.05, 0.08, 0.1, 0.01, 0.2])
+
+
+def test_parameters_in_closed_form_are_those_of_the_accounting() -> None:
+    for one in itertools.islice(designs(SPACE), 0, None, 5):
+        config = one.config()
+        assert one.parameters == sum(parameter_parts(config).values())
+        assert config.layer_types.count("full_attention") == one.attention_layers >= 1
+        small = one.config(shrink=4)
+        assert (small.hidden_size * 4, small.layer_types) == (config.hidden_size, config.layer_types)
+
+
+def test_limits_keep_exactly_what_meets_them() -> None:
+    budget = replace(BUDGET, memory=16_000_000)
+    kept = set(fitting(SPACE, budget).kept)
+    for one in designs(SPACE):
+        fits = 1_000_000 <= one.parameters <= 4_000_000
+        fits = fits and peak_memory(one.config(), one.kind, budget.context)["total"] <= budget.memory
+        assert (one in kept) == fits
+    assert kept
+
+
+@pytest.mark.parametrize(
+    ("space", "budget", "sentence"),
+    [
+        (SPACE, replace(BUDGET, memory=10_000_000), "no design meets --memory 10MB: the smallest .* more"),
+        (SPACE, replace(BUDGET, params=(10**9, 10**10)), "no design has 1,000,000,000 to .* parameters: the nearest"),
+        (SPACE, replace(BUDGET, decode=1e5), "no design meets --decode 100000: the fastest .* decodes .* 9.% less"),
+        (SPACE, replace(BUDGET, ttft_ms=0.1), "no design meets --ttft 0.1ms@64: the quickest .* takes . ms"),
+    ],
+)
+def test_a_budget_nothing_meets_says_which_limit_and_by_how_much(
+    space: Space, budget: Budget, sentence: str, machine: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        search(space, budget, Journal(tmp_path / "journal.jsonl"), Measuring(), "none", None, 1)
+
+
+def test_widths_that_a_type_cannot_hold() -> None:
+    with pytest.raises(UserError, match="a width of 200 is no multiple of 64"):
+        Space(widths=(200,))
+    with pytest.raises(UserError, match="not in 'Q4_K_M'"):
+        Space(kinds=("Q4_K_M",))
+    with pytest.raises(UserError, match="smaller number first"):
+        Budget(1, (2, 1))
+
+
+def test_a_block_table_gives_back_the_costs_it_was_made_from() -> None:
+    kept = [one for one in fitting(SPACE, BUDGET).kept if one.width == 192]
+    ones = table_designs(kept)
+    table = fit_table(192, "Q4_0", [(one, float(features(one) @ TTFT), float(features(one) @ TOKEN)) for one in ones])
+    assert max(table.errors) < 1e-9
+    for one in kept:  # all of them are interpolated
+        assert table.predict(one) == pytest.approx((features(one) @ TTFT, features(one) @ TOKEN))
+
+
+points = st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=7)
+
+
+@given(points)
+def test_hypervolume_and_front_are_those_of_counting(drawn: list[tuple[int, ...]]) -> None:
+    cells = itertools.product(range(5), repeat=3)
+    covered = sum(any(all(x <= c for x, c in zip(p, cell, strict=True)) for p in drawn) for cell in cells)
+    assert dominated_volume([tuple(map(float, p)) for p in drawn], (5.0, 5.0, 5.0)) == pytest.approx(covered)
+    for place, point in enumerate(drawn):
+        beaten = any(o != point and all(a <= b for a, b in zip(o, point, strict=True)) for o in drawn)
+        assert (place in pareto(drawn)) != beaten
+    order = by_hypervolume([tuple(map(float, p)) for p in drawn], (5.0, 5.0, 5.0), len(drawn))
+    alone = [dominated_volume([tuple(map(float, p))], (5.0, 5.0, 5.0)) for p in drawn]
+    assert alone[order[0]] == max(alone) and sorted(order) == list(range(len(drawn)))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine of additive costs that measures at once; the names of what it measured."""
+    asked: list[str] = []
+
+    def time_shapes(shapes: dict[str, ModelConfig], prompts: list[int], *more: Any, **named: Any) -> dict[str, Any]:
+        found = {}
+        for name, config in shapes.items():
+            asked.append(name)
+            mixers = [layer.mixer for layer in config.layers]
+            kv = [mixer.kv_heads for mixer in mixers if isinstance(mixer, Attention)]
+            one = Design(config.hidden_size, config.num_layers, len(kv), kv[0], config.layers[0].feed_forward.width,
+                         config.vocab_size)  # fmt: skip
+            assert one.name == name
+            counts = features(one)
+            memory = peak_memory(config, one.kind, named["positions"])["total"]
+            found[name] = [
+                Speed(p, float(counts @ TTFT), float(counts @ TOKEN), 0.01, 1.0, memory + 30, 30) for p in prompts
+            ]
+            named["done"](name)
+        return found
+
+    monkeypatch.setattr(module, "time_shapes", time_shapes)
+    return asked
+
+
+def truth(one: Design) -> float:
+    """A made-up quality: the more attention and parameters, the better."""
+    return 4.0 - one.attention_layers / one.depth - one.parameters / 1e7
+
+
+def test_the_winner_is_the_best_of_all_by_brute_force(machine: list[str], tmp_path: Path) -> None:
+    found = search(SPACE, BUDGET, Journal(tmp_path / "journal.jsonl"), Measuring(), "proxy", None, 1)
+    feasible = [
+        one
+        for one in fitting(SPACE, BUDGET).kept
+        if features(one) @ TOKEN <= 1e3 / 400 and features(one) @ TTFT <= 20.0
+    ]
+    corner = (1.02 * max(one.prior() for one in feasible), 1.001 * 2.5, 1.001 * BUDGET.memory)
+
+    def volume(one: Design) -> float:
+        point = (one.prior(), float(features(one) @ TOKEN), one.memory(BUDGET.context))
+        return float(np.prod([1 - x / c for x, c in zip(point, corner, strict=True)]))
+
+    assert found["winner"]["name"] == max(feasible, key=volume).name
+    assert max(found["errors"].values()) < 1e-6
+    asked = {row["limit"]: row for row in found["limits"]}
+    assert set(asked) == {"params", "memory", "decode", "ttft"} and asked["decode"]["winner"] >= 400
+    total = len(list(designs(SPACE)))
+    assert total - sum(row["cut"] for row in found["limits"]) == len(feasible) == asked["ttft"]["left"]
+
+
+def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[str], tmp_path: Path) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def train(one: Design, tokens: int) -> float:
+        if len(trained) == 7 and not resumed:
+            raise KeyboardInterrupt
+        trained.append((one.name, tokens))
+        return truth(one)
+
+    resumed = False
+    file = tmp_path / "journal.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        search(SPACE, BUDGET, Journal(file), Measuring(), "train", train, 1000)
+    with file.open("a") as cut:
+        cut.write('{"key": "half a li')
+    timed, resumed = len(machine), True
+    found = search(SPACE, BUDGET, Journal(file), Measuring(), "train", train, 1000)
+    assert len(set(trained)) == len(trained)  # nothing twice
+    assert machine[timed:] == [e["name"] for e in found["finalists"] if e["name"] not in machine[:timed]]
+    sizes = [len(rung["losses"]) for rung in found["rungs"]]
+    assert [rung["tokens"] for rung in found["rungs"]] == [1000 * 2**i for i in range(len(sizes))]
+    assert all(after == max(4, before // 2) for before, after in itertools.pairwise(sizes)) and sizes[-1] == 4
+    losses = found["rungs"][0]["losses"]
+    assert set(found["rungs"][-1]["losses"]) <= set(sorted(losses, key=losses.__getitem__)[: max(4, len(losses) // 2)])
+    again = search(SPACE, BUDGET, Journal(file), Measuring(), "train", train, 1000)
+    assert again["winner"] == found["winner"] and len(set(trained)) == len(trained)
+
+
+def test_the_command_writes_what_transformers_and_run_open(
+    machine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoConfig
+
+    from minnow.cli.main import main
+    from minnow.recipe.schema import load_recipe
+
+    flags = ["--memory", "64MB", "--params", "1M..4M", "--decode", "400", "--ttft", "20ms@64", "--context", "512"]
+    flags += ["--vocab", "4096", "--widths", "128", "192", "--depths", "4", "6", "8", "--kv-heads", "1", "2"]
+    space = ["--quality", "proxy", "--out", str(tmp_path / "design")]
+    assert main(["design", *flags, *space, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    config = AutoConfig.from_pretrained(tmp_path / "design")
+    best = Design(**found["winner"]["design"])
+    assert (config.model_type, config.hidden_size) == ("lfm2", best.width)
+    (tmp_path / "text.txt").write_text("some text")
+    recipe = load_recipe(tmp_path / "design/recipe.yaml", [f"data.path={tmp_path / 'text.txt'}"])
+    shape = recipe.shape.config(best.vocab)
+    assert replace(shape, max_positions=best.config().max_positions) == best.config()
+    assert "<svg" in (tmp_path / "design/pareto.svg").read_text()
+
+
+def test_limits_as_people_write_them() -> None:
+    budget = command.read_budget("256MB", "90M..110M", "60@512", "0.1s@64", 4096)
+    expected = Budget(256_000_000, (90_000_000, 110_000_000), 60.0, 512, 100.0, 64, 4096)
+    assert asdict(budget) == asdict(expected)
+    for bad in (("256MB", "90M", None, None), ("256MB", "1M..2M", "fast", None), ("256MB", "1M..2M", None, "100@64")):
+        with pytest.raises(UserError, match="write it as"):
+            command.read_budget(*bad, 4096)
+
+
+def test_short_training_tells_a_model_that_learns_from_one_that_cannot() -> None:
+    from minnow.device.design_quality import ShortTraining
+    from minnow.tasks import PocketWorld
+
+    short = ShortTraining(itertools.islice(PocketWorld(1).documents(500), 500))
+    one = Design(128, 2, 1, 1, 256, 4096)
+    long = short.loss(one.config(4), 80_000)
+    assert long < short.loss(one.config(4), 20_000) < np.log(2048) and short.loss(one.config(4), 80_000) == long
+    with pytest.raises(UserError, match="rows of 256 tokens"):
+        ShortTraining(["a few words of text, again and again"] * 20)
