@@ -64,7 +64,7 @@ def sft(
             of a task made from published data.
         examples: the first so many rows of each file and task; by default all, 200 of a task that is drawn.
         weights: the shares of the files, then of the tasks, in training; by default as many as each has rows.
-        easy_to_hard: read every file in the order of its rows' difficulty.
+        easy_to_hard: read every file in the order of its rows' difficulty (minnow data grade writes it).
         against: evaluation sets; rows that share 13 words in a row with one are counted. What the tasks hold out is
             looked for unasked.
         leave_out: checks whose rows are not trained on: copies, near-copies, contaminated, refusal, debris.

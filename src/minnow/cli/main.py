@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "data inspect": Command("minnow.cli.data:inspect", "say what a tokenised corpus holds, and check it"),
     "data clean": Command("minnow.cli.data:clean", "leave copies and evaluation sets out of a text"),
     "data generate": Command("minnow.cli.data_generate:generate", "make data out of a model's answers that are right"),
+    "data grade": Command("minnow.cli.data_grade:grade", "say how hard worked examples are, by a ladder of models"),
     "inspect": Command("minnow.cli.inspect:inspect", "show where a model's parameters sit and what they cost"),
     "eval": Command("minnow.cli.eval:evaluate", "score a model's answers on tasks, built in or your own"),
     "loops measure": Command(

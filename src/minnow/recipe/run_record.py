@@ -29,10 +29,14 @@ class RunRecord:
     seed: int
     data: DataSettings
     stages: tuple[str, ...]
+    checkpoint: str | None = None
 
     def world(self) -> PocketWorld | None:
-        """The pocket world the run was trained on; None where it was trained on text."""
-        return pocket_world(self.seed, self.data.entities) if self.data.kind == "pocket" else None
+        """The pocket world the run was trained on, or the run its checkpoint was of; None where it was text."""
+        if self.data.kind == "pocket":
+            return pocket_world(self.seed, self.data.entities)
+        before = run_of(Path(self.checkpoint)) if self.checkpoint else None
+        return None if before is None or before.folder == self.folder else before.world()
 
 
 def run_of(path: Path) -> RunRecord | None:
@@ -48,7 +52,8 @@ def run_of(path: Path) -> RunRecord | None:
             try:
                 recipe: dict[str, Any] = read_json(file)["recipe"]
                 data = from_mapping(DataSettings, recipe["data"], "data")
-                return RunRecord(folder, recipe["name"], recipe["seed"], data, tuple(recipe["stages"]))
+                stages, base = tuple(recipe["stages"]), recipe.get("checkpoint")
+                return RunRecord(folder, recipe["name"], recipe["seed"], data, stages, base)
             except (KeyError, TypeError) as error:
                 raise UserError(
                     f"{file} was not written by this version of 'minnow run' ({error!r}); run the recipe again"
