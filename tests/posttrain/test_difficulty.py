@@ -38,3 +38,4 @@ def test_longer_sums_are_foretold_to_be_harder_and_noise_is_not() -> None:
     noise = foretold(x, rng.random(200))
     assert noise is not None and noise < 0.25
     assert foretold(x, np.zeros(200)) is None, "nothing to rank"
+    assert foretold(x[:24], terms[:24] / 12) is None, "folds too small"

@@ -79,7 +79,9 @@ class Predictor:
 
 def foretold(x: NDArray[np.float64], difficulty: NDArray[np.float64]) -> float | None:
     """Spearman's rank correlation of measured difficulties with those foretold by the other folds; None where either
-    is one number."""
+    is one number, or the folds hold fewer than :data:`FEWEST`."""
+    if len(x) * (_FOLDS - 1) // _FOLDS < FEWEST:
+        return None
     guess = np.empty_like(difficulty)
     for fold in range(_FOLDS):
         held = np.arange(len(x)) % _FOLDS == fold
