@@ -25,6 +25,7 @@ SMALL = 1000
 MOST_MATCHES = 20_000
 """How many pages the words looked up may hold in all, the rarest first: what a search costs grows with them."""
 
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 _APPLICATION, _FORMAT = 0x4D4E4E57, 2  # "MNNW" in the file's header tells our files from other SQLite files
 _SCHEMA = """
 CREATE TABLE page(number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
@@ -222,7 +223,10 @@ def _fill(connection: sqlite3.Connection, pages: Iterable[tuple[str, str, str]])
 
 def words_of(text: str) -> list[str]:
     """Lower-case words without accents, as FTS5's ``unicode61 remove_diacritics 2`` sees them."""
-    bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    # Letter by letter for the few that are not ASCII: pages are read this way too.
+    bare = _BEYOND_ASCII.sub(
+        lambda letter: "" if unicodedata.combining(letter[0]) else letter[0], unicodedata.normalize("NFKD", text)
+    )
     return re.findall(r"[^\W_]+", bare.lower())
 
 
