@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from gguf import GGUFReader, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreign_folder import write_llama
 from minnow.cli.main import main
+from minnow.device.gguf_export import export_gguf
 from minnow.posttrain.gate import Gate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,3 +204,45 @@ def test_a_teacher_corrects_the_students_own_answers(work: Path, capsys: pytest.
     words = ["--set", f"stages.taught.teacher={strange}", "--run-folder", str(work / "no")]
     assert main(["run", str(work / "taught.yaml"), *words]) == 2
     assert "has another tokenizer than the student" in capsys.readouterr().err
+
+
+def test_a_model_learns_to_be_rounded(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is saved is what a Q4_0 file holds, value for value."""
+    words = ["quantise", str(work / "llama"), "--out", str(work / "rounded"), "--prompts", str(work / "prompts.jsonl")]
+    capsys.readouterr()
+    assert (
+        main(
+            [
+                *words,
+                "--training.steps",
+                "3",
+                "--answers",
+                "16",
+                "--rows",
+                "1",
+                "--max-new-tokens",
+                "40",
+                "--gate.every",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["step"] for entry in document["history"]] == [0, 3] and document["steps"] == 3
+    checkpoint = Path(document["checkpoint"])
+    plain, four_bits = (
+        {
+            tensor.name: tensor
+            for tensor in GGUFReader(export_gguf(checkpoint, work / f"{kind}.gguf", kind).file).tensors
+        }
+        for kind in ("F32", "Q4_0")
+    )
+    assert four_bits["blk.0.attn_q.weight"].tensor_type.name == "Q4_0"
+    for name, tensor in four_bits.items():
+        if tensor.tensor_type.name == "F16":
+            continue  # of an odd width, which is not trained in blocks
+        np.testing.assert_array_equal(
+            quants.dequantize(tensor.data, tensor.tensor_type).ravel(), plain[name].data.ravel(), err_msg=name
+        )

@@ -1,4 +1,4 @@
-"""``minnow sft``, ``minnow dpo`` and ``minnow grpo``: one stage of a recipe over a checkpoint that is there."""
+"""``minnow sft``, ``dpo``, ``grpo`` and ``quantise``: one stage of a recipe over a checkpoint that is there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from minnow.recipe.runner import run
 from minnow.recipe.schema import parse_recipe
 from minnow.recipe.stages.alignment import DpoSettings, GrpoSettings
 from minnow.recipe.stages.chats import ChatSource, ChatsSettings
+from minnow.recipe.stages.quantising import QuantiseSettings
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.recipe.stages.training import SftSettings
 
@@ -31,6 +32,7 @@ Prompts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SET|FILE …")]
 Count = Annotated[int, tyro.conf.arg(metavar="PROMPTS")]
 _SFT = SftSettings(checkpoint="base", data="chats")
 _DPO, _GRPO = DpoSettings(checkpoint="base", pairs="pairs"), GrpoSettings(checkpoint="base")
+_QUANTISE = QuantiseSettings(checkpoint="base")
 
 
 def sft(
@@ -159,6 +161,31 @@ def grpo(
         threads: of torch; by default the fastest number, measured.
     """
     _emit_gated(_run("grpo", model, out, prompts, n, {"grpo": to_plain(settings)}, seed, threads), as_json)
+
+
+def quantise(
+    model: Model,
+    /,
+    out: Out,
+    prompts: Prompts = tuple(SETS),
+    n: Count = 400,
+    settings: Annotated[QuantiseSettings, tyro.conf.arg(name="")] = _QUANTISE,
+    seed: int = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a checkpoint as its Q4_0 file will round it, towards its own answers: the file then loses less.
+
+    Args:
+        model: a checkpoint, stage or run folder, or hf://OWNER/NAME.
+        out: run folder; the checkpoint is out/quantise/checkpoint, and its file says what it says.
+        prompts: that the model answers before training: enumeration, reasoning, open-ended, files of prompts, task files.
+        n: prompts of each built-in set.
+        settings: of the stage, as in a recipe.
+        seed: of the sampling noise.
+        threads: of torch; by default the fastest number, measured.
+    """
+    _emit_gated(_run("quantise", model, out, prompts, n, {"quantise": to_plain(settings)}, seed, threads), as_json)
 
 
 def _run(

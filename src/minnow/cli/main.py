@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "sft": Command("minnow.cli.align:sft", "fine-tune on conversations and tasks, after a look at the data"),
     "dpo": Command("minnow.cli.align:dpo", "preference training on pairs, behind a gate of loop rate and score"),
     "grpo": Command("minnow.cli.align:grpo", "RL with verifiable rewards and a loop penalty, behind the same gate"),
+    "quantise": Command("minnow.cli.align:quantise", "fine-tune a checkpoint so that a 4-bit file loses less"),
     "merge": Command("minnow.cli.merge:merge", "merge checkpoints of one family, larger than memory if need be"),
     "scaling fit": Command("minnow.cli.scaling:fit", "fit a scaling law to training runs"),
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),

@@ -23,6 +23,7 @@ from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype, out_of_memory
+from minnow.train.quantised import BlockType, QuantisedOptimizer
 from minnow.train.ranks import Ranks
 from minnow.train.schedule import DECAY_SHAPES, SCHEDULES
 
@@ -43,6 +44,7 @@ class TrainSettings:
         spike: a step whose loss lies so many median absolute deviations above the recent median is left out; 0 for
             objectives whose loss has no level (see :mod:`minnow.train.guard`).
         lora: train a low-rank adapter and leave the weights as they are.
+        quantised: train the weights as a file of this type rounds them.
         save_seconds: wall time between saves of the training state.
     """
 
@@ -54,6 +56,7 @@ class TrainSettings:
     decay_shape: str = "linear"
     spike: float = 15.0
     lora: LoraSettings | None = None
+    quantised: BlockType | None = None
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     save_seconds: float = 60.0
     log_every: int = 10
@@ -69,6 +72,10 @@ class TrainSettings:
             raise UserError(f"spike is {self.spike:g}; use a number of deviations above 0, or 0 to let every loss pass")
         if self.lora and self.checkpoints.average:
             raise UserError("an adapter is not averaged over checkpoints; leave out lora or checkpoints.average")
+        if self.quantised and (self.lora or self.checkpoints.average):
+            raise UserError(
+                "rounded weights are neither added to nor averaged; leave out quantised, or lora and checkpoints.average"
+            )
 
 
 @dataclass
@@ -123,16 +130,19 @@ class Trainer:
     ) -> None:
         self.model, self.objective, self.batches, self.settings = model, objective, batches, settings
         self.record, self.state_file, self.ranks = record, state_file, ranks or Ranks()
-        if settings.lora and self.ranks.count > 1:
+        if (settings.lora or settings.quantised) and self.ranks.count > 1:
             raise UserError(
-                "low-rank adapters train on one rank; start this recipe without torchrun, or leave lora out"
+                "low-rank adapters and rounded weights train on one rank; start this recipe without torchrun, or leave "
+                "lora and quantised out"
             )
         self.ranks.spread(model, compute_dtype())
-        self.optimizer: Optimizer | LoraOptimizer = (
-            LoraOptimizer(model, settings.optimizer, settings.lora, compute_dtype())
-            if settings.lora
-            else Optimizer(model, settings.optimizer, compute_dtype(), model.matrices())
-        )
+        self.optimizer: Optimizer | LoraOptimizer
+        if settings.lora:
+            self.optimizer = LoraOptimizer(model, settings.optimizer, settings.lora, compute_dtype())
+        elif settings.quantised:
+            self.optimizer = QuantisedOptimizer(model, settings.optimizer, compute_dtype(), settings.quantised)
+        else:
+            self.optimizer = Optimizer(model, settings.optimizer, compute_dtype(), model.matrices())
         self.done_steps, self.tokens, self.seconds = 0, 0, 0.0
         self.last_loss = math.nan
         self.notes: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from minnow.recipe.stages import (
     merging,
     on_policy,
     pairing,
+    quantising,
     shipping,
     training,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "merging",
     "on_policy",
     "pairing",
+    "quantising",
     "shipping",
     "training",
 ]
