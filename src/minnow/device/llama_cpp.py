@@ -200,16 +200,6 @@ class LlamaCpp:
             for each in answers
         ]
 
-    def time_prefill(self, ids: Sequence[int]) -> dict[str, float]:
-        """``prefill_ms`` (the prompt alone) and ``ttft_ms`` (until the first greedy token) on an empty context."""
-        self._check(ids, room=0)
-        return self._ask("time_prefill", ids=list(ids))
-
-    def time_decode(self, ids: Sequence[int], n: int) -> list[float]:
-        """Milliseconds of each of ``n`` greedy tokens after the prompt ``ids``; the end token does not end it."""
-        self._check(ids, room=n)
-        return self._ask("time_decode", ids=list(ids), n=n)["ms"]
-
     def peak_rss_bytes(self) -> int:
         """The most memory the worker ever held, Python itself included."""
         return self._ask("memory")["peak_rss_bytes"]

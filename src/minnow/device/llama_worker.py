@@ -206,27 +206,6 @@ class Worker:
             for row, loop in watch.push(tokens, active).items():
                 slots[row].loop = loop
 
-    def time_prefill(self, ids: list[int]) -> dict[str, float]:
-        """Milliseconds for the prompt alone and until its greedy next token is known."""
-        self.llama.clear()
-        tokens = np.asarray(ids, np.int32)
-        start = time.perf_counter()
-        logits = self._prefill(tokens, 0)
-        prompt = time.perf_counter()
-        logits[0].argmax()
-        return {"prefill_ms": 1e3 * (prompt - start), "ttft_ms": 1e3 * (time.perf_counter() - start)}
-
-    def time_decode(self, ids: list[int], n: int) -> dict[str, list[float]]:
-        """Milliseconds for each of ``n`` greedy tokens after the prompt ``ids``; the end token is ignored."""
-        self.llama.clear()
-        token = int(self._prefill(np.asarray(ids, np.int32), 0)[0].argmax())
-        row, wanted, times = np.zeros(1), np.ones(1, bool), []
-        for position in range(len(ids), len(ids) + n):
-            start = time.perf_counter()
-            token = int(self.llama.decode(np.array([token]), np.array([position]), row, wanted)[0].argmax())
-            times.append(1e3 * (time.perf_counter() - start))
-        return {"ms": times}
-
 
 def main() -> None:
     """Answer requests until stdin ends."""
