@@ -60,17 +60,20 @@ def tool_cycle(text: str) -> ToolCycle | None:
     if any(results) and results[-1] is None:
         # The output was cut before the last result came.
         calls, results = calls[:-1], results[:-1]
-    seen = [
-        (_canonical(_inside(call)), _plain(_inside(result)) if result else None)
-        for call, result in zip(calls, results, strict=True)
-    ]
+
+    @functools.cache  # where there is no cycle, few are asked for
+    def seen(back: int) -> tuple[str, str | None]:
+        """The call ``back`` before the last one."""
+        call, result = calls[-1 - back], results[-1 - back]
+        return _canonical(_inside(call)), _plain(_inside(result)) if result else None
+
     least = COPIES if any(results) else COPIES_UNSEEN
-    for length in range(1, min(MOST_CALLS, len(seen) // least) + 1):
+    for length in range(1, min(MOST_CALLS, len(calls) // least) + 1):
         covered = length
-        while covered < len(seen) and seen[-1 - covered] == seen[-1 - covered + length]:
+        while covered < len(calls) and seen(covered) == seen(covered - length):
             covered += 1
         if covered >= least * length:
-            start = len(seen) - covered
+            start = len(calls) - covered
             first, second = calls[start].start(), calls[start + length].start()
             last = results[-1].end() if results[-1] else calls[-1].end()
             return ToolCycle(second + skipped, second - first, covered / length, last + skipped)
@@ -98,6 +101,7 @@ def _canonical(inside: str) -> str:
     return ast.dump(tree)
 
 
+@functools.lru_cache(maxsize=1024)
 def _plain(inside: str) -> str:
     return " ".join(_STAMP.sub("#", inside).split())
 
