@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_every_title_finds_its_page_and_a_file_answers_as_memory_does(tmp_path: 
             assert memory.search(title, 3) == file.search(title, 3)
             assert memory.search(title, 1)[0].id == memory.search(question, 1)[0].id == number
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a b?#.db"]
+
+
+def test_threads_search_at_once(tmp_path: Path) -> None:
+    pages = make_pages(60, 40)
+    titles = [title for _, title, _ in pages]
+    for index in (SearchIndex.build(pages), SearchIndex.build(pages, tmp_path / "pages")):
+        expected = [index.search(title) for title in titles]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(index.search, titles)) == expected
 
 
 def test_ties_come_in_the_order_of_indexing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,10 +49,10 @@ class Hit:
 
 
 class SearchIndex:
-    """An index over pages; make one with :meth:`build` or :meth:`open`."""
+    """An index over pages, for any thread; make one with :meth:`build` or :meth:`open`."""
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._connection, self._name = connection, name
+        self._connection, self._name, self._taken = connection, name, threading.Lock()
         self._pages: int = self._run("SELECT count(*) FROM page")[0][0]
 
     @classmethod
@@ -62,7 +63,7 @@ class SearchIndex:
             UserError: no pages, two pages with one id, or a file that cannot be written.
         """
         if path is None:
-            connection = sqlite3.connect(":memory:")
+            connection = sqlite3.connect(":memory:", check_same_thread=False)
             _fill(connection, pages)
             return cls(connection, "the search index in memory")
         with whole_file(path) as temporary:
@@ -89,7 +90,7 @@ class SearchIndex:
         if not path.is_file():
             raise UserError(f"there is no search index at {path}; build one, or check the path")
         try:
-            connection = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
+            connection = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, check_same_thread=False)
             marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
             whole = connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         except sqlite3.Error:
@@ -195,7 +196,8 @@ class SearchIndex:
 
     def _run(self, statement: str, *values: object) -> list[tuple]:
         try:
-            return self._connection.execute(statement, values).fetchall()
+            with self._taken:
+                return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise UserError(f"{self._name} cannot be read ({error}); build it again") from error
 
