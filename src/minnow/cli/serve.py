@@ -35,6 +35,8 @@ def serve(
     queue: int = 128,
     deadline: float = 120.0,
     guard: Annotated[Literal["on", "off"], tyro.conf.arg(metavar="on|off")] = "on",
+    policy: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    search: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     key_variable: str = "MINNOW_SERVE_KEY",
     upstream_key_variable: str = "MINNOW_UPSTREAM_KEY",
@@ -54,6 +56,8 @@ def serve(
         queue: requests that may wait; more are refused with 429.
         deadline: seconds a request may take.
         guard: take answers back that loop.
+        policy: YAML that says when the cloud answers instead.
+        search: an index file, or a folder of pages, that the server itself looks things up in.
         tokenizer: model folder with the tokenizer of a GGUF file.
         key_variable: environment variable with the key that clients must send; unset: none.
         upstream_key_variable: environment variable with the upstream's key.
@@ -73,24 +77,34 @@ def serve(
         raise UserError(
             f"{host} can be reached from elsewhere; set the key that clients must send in the variable {key_variable}"
         )
+    from minnow.agent import search_tool
+    from minnow.agent.folder import open_index
     from minnow.rollout import Guard
     from minnow.serve.app import Limits, create_app
     from minnow.serve.desk import Desk, Settings
     from minnow.serve.metrics import Metrics
+    from minnow.serve.policy import Policy, load_policy
     from minnow.serve.run import run
+    from minnow.serve.upstream import UpstreamSource
 
+    rules = Policy() if policy is None else load_policy(policy)
+    cloud = None
+    if (way := rules.cloud) is not None:
+        cloud = UpstreamSource(
+            way.url, way.model, stall=max(way.stall, way.first_token), api_key=os.environ.get(way.key_variable)
+        )
+    tools = [] if search is None else [search_tool(open_index(search))]
     with ExitStack() as stack:
         source: Source
         if upstream is not None:
-            from minnow.serve.upstream import UpstreamSource
-
             source = UpstreamSource(upstream, str(upstream_model), slots, api_key=os.environ.get(upstream_key_variable))
         else:
             assert model is not None
             source = _local(stack, model, tokenizer, engine, slots, context, threads)
         settings = Settings(deadline, queue, Guard() if guard == "on" else None)
         limits = Limits() if host in _LOOPBACK else Limits(hosts=None)
-        run(create_app(Desk(source, settings, Metrics()), limits, key), host, port, source.name)
+        desk = Desk(source, settings, Metrics(), rules, cloud, tools)
+        run(create_app(desk, limits, key), host, port, source.name)
 
 
 def _local(

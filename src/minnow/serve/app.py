@@ -8,11 +8,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.openapi import describe
 from minnow.serve.wire import Reply, error_event
 
+_PAGE = Path(__file__).with_name("page.html")
 _log = logging.getLogger("minnow.serve")
 
 
@@ -58,6 +60,7 @@ def create_app(desk: Desk, limits: Limits | None = None, api_key: str | None = N
         Route("/v1/chat/completions", server.endpoint(server.chat), methods=["POST"]),
         Route("/v1/completions", server.endpoint(server.completion), methods=["POST"]),
         Route("/v1/models", server.endpoint(server.models), methods=["GET"]),
+        Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.endpoint(server.metrics), methods=["GET"]),
         Route("/openapi.json", server.openapi, methods=["GET"]),
@@ -112,8 +115,7 @@ class _Server:
         return await self._answer(request, chat=False)
 
     async def models(self, _: Request) -> Response:
-        names = [self.desk.local.name]
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "minnow"} for name in names]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "minnow"} for name in self.desk.models]
         return JSONResponse({"object": "list", "data": data})
 
     async def metrics(self, _: Request) -> Response:
@@ -121,6 +123,11 @@ class _Server:
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def page(self, _: Request) -> Response:
+        # Nothing is loaded from elsewhere, and nothing may be.
+        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": policy})
 
     async def openapi(self, _: Request) -> Response:
         return JSONResponse(describe())
@@ -132,10 +139,9 @@ class _Server:
             raise ApiError(415, "send the body as application/json", "unsupported_media_type")
         ask = parse(await self._body(request), chat)
         model = ask.body.get("model", self.desk.local.name)
-        if model != self.desk.local.name:
-            raise ApiError(
-                404, f"there is no model {model!r}; use {self.desk.local.name!r}", "model_not_found", "model"
-            )
+        if model not in self.desk.models:
+            names = " or ".join(map(repr, self.desk.models))
+            raise ApiError(404, f"there is no model {model!r}; use {names}", "model_not_found", "model")
         client = f"{request.client.host if request.client else ''}/{ask.user}"
         return _Answer(self.desk, ask, Reply(ask, model), client, self.limits)
 

@@ -79,7 +79,7 @@ class HoldBack:
 async def guard_stream(
     source: Source, prompt: Prompt, turn: Turn, guard: Guard, hold: int = 1000
 ) -> AsyncGenerator[Piece | Taken | Ended]:
-    """The answer of ``source`` under the guard: only what stays, :class:`Taken` wherever a loop was caught, and last
+    """What ``source`` says after ``turn.text``, under the guard: only what stays, :class:`Taken` wherever a loop was caught, and last
     :class:`Ended`, whose reason is ``"loop"`` where the guard gave up.
 
     Args:
@@ -87,6 +87,9 @@ async def guard_stream(
             on from there.
     """
     watching, back = TextGuard(guard, turn.temperature), HoldBack(hold)
+    # What there is of the answer has been read.
+    watching.text, watching.floor = turn.text, len(turn.text)
+    back.reset(turn.text)
     held: list[Piece] = []  # what has been said and not shown
     parts: list[Ended] = []
     while True:

@@ -10,8 +10,9 @@ from typing import Any
 
 from minnow.data.calls import Call
 from minnow.serve.bodies import Ask
-from minnow.serve.desk import Done
+from minnow.serve.desk import Event
 from minnow.serve.guarded import Taken
+from minnow.serve.router import Looked, Routed
 from minnow.serve.source import Piece
 
 
@@ -19,7 +20,8 @@ from minnow.serve.source import Piece
 class Reply:
     """One answer being written down.
 
-    Its objects have, beside OpenAI's fields, ``route`` (``action`` and ``reason``), ``timings`` and ``guard``.
+    Its objects have, beside OpenAI's fields, ``route`` (``action``, ``reason``, what was ``tried``), ``timings``, ``guard`` and the
+    ``tool_trace`` of the server's own calls.
     """
 
     ask: Ask
@@ -28,6 +30,7 @@ class Reply:
     created: int = 0
     _text: list[str] = field(default_factory=list)
     _logprobs: list[dict[str, Any]] = field(default_factory=list)
+    _looked: list[dict[str, Any]] = field(default_factory=list)
     _begun: bool = False
 
     def __post_init__(self) -> None:
@@ -38,7 +41,7 @@ class Reply:
     def chat(self) -> bool:
         return self.ask.messages is not None
 
-    def chunks(self, event: Piece | Taken | Done) -> bytes:
+    def chunks(self, event: Event) -> bytes:
         """The server-sent events that tell of ``event``."""
         parts: list[dict[str, Any]] = []
         if not self._begun and self.chat:
@@ -48,6 +51,8 @@ class Reply:
             parts.append(self._chunk({"content": event.text}, event))
         elif isinstance(event, Taken):
             parts.append(self._chunk({}) | {"guard": {"rewinds": event.rewinds, "discarded": event.characters}})
+        elif isinstance(event, Looked):
+            parts.append(self._chunk({}) | {"tool_trace": [_looked(event)]})
         else:
             finished = event.finished
             if finished.calls:
@@ -58,14 +63,16 @@ class Reply:
             if self.ask.usage_in_stream:
                 parts.append(self._chunk({}) | {"choices": [], "usage": finished.usage})
         written = "".join(f"data: {_dumps(part)}\n\n" for part in parts)
-        return (written + ("data: [DONE]\n\n" if isinstance(event, Done) else "")).encode()
+        return (written + ("data: [DONE]\n\n" if isinstance(event, Routed) else "")).encode()
 
-    def take(self, event: Piece | Taken | Done) -> dict[str, Any] | None:
+    def take(self, event: Event) -> dict[str, Any] | None:
         """Collect ``event``; the whole answer after the last."""
         if isinstance(event, Piece):
             self._text.append(event.text)
             self._logprobs += event.logprobs
-        if not isinstance(event, Done):
+        elif isinstance(event, Looked):
+            self._looked.append(_looked(event))
+        if not isinstance(event, Routed):
             return None
         finished, text = event.finished, "".join(self._text)
         choice: dict[str, Any] = {
@@ -86,7 +93,8 @@ class Reply:
             choice["text"] = text
         kind = "chat.completion" if self.chat else "text_completion"
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return head | {"choices": [choice], "usage": finished.usage} | _extras(event)
+        looked = {"tool_trace": self._looked} if self._looked else {}
+        return head | {"choices": [choice], "usage": finished.usage} | _extras(event) | looked
 
     def _chunk(self, delta: dict[str, Any], piece: Piece | None = None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": None}
@@ -113,15 +121,19 @@ class Reply:
         }
 
 
+def _looked(event: Looked) -> dict[str, Any]:
+    return {"name": event.call.name, "arguments": event.call.arguments, "result": event.result}
+
+
 def error_event(body: dict[str, Any]) -> bytes:
     """An error in the middle of a stream, and its end."""
     return f"data: {_dumps(body)}\n\ndata: [DONE]\n\n".encode()
 
 
-def _extras(done: Done) -> dict[str, Any]:
-    finished = done.finished
+def _extras(routed: Routed) -> dict[str, Any]:
+    finished = routed.finished
     extras: dict[str, Any] = {
-        "route": {"action": done.route, "reason": done.reason},
+        "route": {"action": routed.action, "reason": routed.reason, "tried": list(routed.tried)},
         "timings": {name: round(value, 3) for name, value in finished.timings.items()},
     }
     if finished.rewinds:

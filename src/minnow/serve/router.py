@@ -1,0 +1,279 @@
+"""One request's way: here first, looked at, and to the cloud or the search where that is better and allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from minnow.agent import Tool
+from minnow.agent.tools import call_tool
+from minnow.data.calls import Call, render_calls
+from minnow.serve.answering import Finished, answer
+from minnow.serve.bodies import Ask, prompt_text
+from minnow.serve.errors import ApiError
+from minnow.serve.guarded import Taken
+from minnow.serve.links import Breaker, RetryBudget, Speed, battery
+from minnow.serve.personal import personal_data
+from minnow.serve.policy import Decision, Facts, Policy, choose, reconsider, threshold_of
+from minnow.serve.source import Piece, Prompt, Turn
+from minnow.serve.upstream import UpstreamSource
+
+_MOST_SEARCHES = 4
+_RESULT = 2000  # characters of a search's result
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The server made a call of its own."""
+
+    call: Call
+    result: str
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The end of a request: the answer's, the way it went and why, and every way that was tried."""
+
+    finished: Finished
+    action: str
+    reason: str
+    tried: tuple[str, ...]
+
+
+Part = Piece | Taken | Looked | Finished
+Local = Callable[[Ask, str, int | None], AsyncGenerator[Piece | Taken | Finished]]
+"""The local model: ``(ask, begun, logprobs)`` to what :func:`minnow.serve.answering.answer` gives."""
+
+
+class Router:
+    """Chooses, and sees a request through.
+
+    Args:
+        cloud: the one in the cloud, where the policy names one.
+        tools: what the server itself looks things up with.
+        waits: seconds a new request would wait for the local model.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        cloud: UpstreamSource | None,
+        tools: Sequence[Tool] = (),
+        waits: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.policy, self.cloud, self._tools, self._waits = policy, cloud, list(tools), waits
+        self.threshold = threshold_of(policy.signal)
+        self.here = Speed(0.1, policy.decode)
+        self.there = Speed(1.0, 60.0)
+        settings = policy.cloud
+        self.breaker = Breaker(settings.failures if settings else 1, settings.pause if settings else 0.0)
+        self._retries = RetryBudget()
+
+    def facts(self, ask: Ask, prompt: Prompt, left: float) -> Facts:
+        """What is known of a request now; ``left``: seconds until its deadline."""
+        read = len(prompt.ids or ()) / self.policy.prefill
+        limit = self.policy.cloud.megabytes if self.policy.cloud else None
+        sent = self.cloud.sent_bytes if self.cloud else 0
+        personal = next(filter(None, map(personal_data, prompt_text(ask))), None)
+        return Facts(
+            wanted=ask.route,
+            private=ask.private,
+            personal=personal,
+            open=self.breaker.open,
+            spent=limit is not None and sent >= limit * 1e6,
+            battery=battery() if self.policy.least_battery is not None else None,
+            local=self._waits() + read + self.here.seconds(prompt.max_tokens),
+            cloud=self.there.seconds(ask.max_tokens),
+            left=left,
+            searches=bool(self._tools) and not ask.tools and ask.schema is None and ask.messages is not None,
+        )
+
+    async def events(
+        self, ask: Ask, prompt: Prompt, left: float, local: Local
+    ) -> AsyncGenerator[Piece | Taken | Looked | Routed]:
+        """The request's answer, :class:`Routed` last; ``prompt`` is what ``local`` would read.
+
+        Raises:
+            ApiError: neither way has an answer.
+        """
+        end = time.monotonic() + left
+        self._retries.request()
+        facts = self.facts(ask, prompt, left)
+        decision, tried = choose(self.policy, facts), []
+        if decision.action == "local":
+            tried.append("local")
+            held: list[Part] = []
+            looks = self.threshold is not None and ask.route == "auto"
+            wanted = ask.logprobs if ask.logprobs is not None else 0 if looks else None
+            async with aclosing(local(ask, "", wanted)) as parts:
+                async for part in parts:
+                    if looks:
+                        held.append(part)
+                        if not isinstance(part, Finished) and _tokens(held) < self.policy.signal.tokens:
+                            continue
+                        looks = False
+                        now = replace(facts, left=end - time.monotonic(), open=self.breaker.open)
+                        decision = reconsider(self.policy, now, decision, _signal(held), self.threshold)
+                        if decision.action != "local":
+                            break
+                        for some in held:
+                            yield self._shown(some, ask, decision, tried)
+                    else:
+                        yield self._shown(part, ask, decision, tried)
+                if decision.action == "local":
+                    return
+                # The local answer waits where it is, and goes on if there is none elsewhere.
+                async with aclosing(self._elsewhere(ask, decision, tried, end, local, parts)) as others:
+                    async for other in others:
+                        if isinstance(other, ApiError):
+                            decision = Decision("local", f"{decision.reason}, but {other.message}", other.message)
+                            break
+                        yield other
+                    else:
+                        return
+                for some in held:
+                    yield self._shown(some, ask, decision, tried)
+                async for part in parts:
+                    yield self._shown(part, ask, decision, tried)
+            return
+        async with aclosing(self._elsewhere(ask, decision, tried, end, local)) as others:
+            async for other in others:
+                if not isinstance(other, ApiError):
+                    yield other
+                    continue
+                decision = Decision("local", f"{decision.reason}, but {other.message}", other.message)
+                tried.append("local")
+                async with aclosing(local(ask, "", ask.logprobs)) as parts:
+                    async for part in parts:
+                        yield self._shown(part, ask, decision, tried)
+
+    def _shown(self, part: Part, ask: Ask, decision: Decision, tried: list[str]) -> Piece | Taken | Looked | Routed:
+        if isinstance(part, Finished):
+            return Routed(part, decision.action, decision.reason, tuple(tried))
+        if isinstance(part, Piece) and ask.logprobs is None:
+            return replace(part, logprobs=())
+        return part
+
+    async def _elsewhere(
+        self,
+        ask: Ask,
+        decision: Decision,
+        tried: list[str],
+        end: float,
+        local: Local,
+        waiting: AsyncGenerator[Part] | None = None,
+    ) -> AsyncGenerator[Piece | Taken | Looked | Routed | ApiError]:
+        """The answer by search or from the cloud; an ApiError in its place where nothing of it has been shown.
+
+        ``waiting`` is a local answer in reserve: it holds a slot, and is given up before another needs one.
+        """
+        if decision.action == "search":
+            if waiting is not None:
+                await waiting.aclose()
+            tried.append("search")
+            async with aclosing(self._search(ask, local)) as parts:
+                async for part in parts:
+                    yield self._shown(part, ask, decision, tried)
+            return
+        tried.append("cloud")
+        shown = ""
+        try:
+            async with aclosing(self._cloud(ask, end)) as parts:
+                async for part in parts:
+                    shown += part.text if isinstance(part, Piece) else ""
+                    yield self._shown(part, ask, decision, tried)
+        except ApiError as error:
+            if not shown:
+                yield error
+                return
+            if ask.schema is not None or ask.must_call:
+                raise  # a grammar cannot be taken up in the middle
+            # The reader has the beginning of it: the local model goes on from there.
+            if waiting is not None:
+                await waiting.aclose()
+            tried.append("local")
+            broken = Decision("cloud", f"{decision.reason}; it broke off and was ended here", None)
+            async with aclosing(local(ask, shown, None)) as rest:
+                async for more in rest:
+                    yield self._shown(more, ask, broken, tried)
+
+    async def _search(self, ask: Ask, local: Local) -> AsyncGenerator[Piece | Taken | Looked | Finished]:
+        """The local model with the server's own tools: its calls are made here, and it answers in the end."""
+        asked = replace(ask, tools=tuple(tool.schema() for tool in self._tools))
+        for turn in range(_MOST_SEARCHES + 1):
+            if turn == _MOST_SEARCHES:
+                asked = replace(asked, tools=())
+            async with aclosing(local(asked, "", ask.logprobs)) as parts:
+                async for part in parts:
+                    if not isinstance(part, Finished) or not part.calls:
+                        yield part
+                        if isinstance(part, Finished):
+                            return
+                        continue
+                    said = {"role": "assistant", "content": render_calls(part.calls)}
+                    results = []
+                    for call in part.calls:
+                        result, _ = await asyncio.to_thread(call_tool, self._tools, call, _RESULT)
+                        yield Looked(call, result)
+                        results.append({"role": "tool", "content": result})
+                    asked = replace(asked, messages=(*(asked.messages or ()), said, *results))
+
+    async def _cloud(self, ask: Ask, end: float) -> AsyncGenerator[Piece | Taken | Finished]:
+        """The cloud's answer, tried again while nothing of it has come.
+
+        Raises:
+            ApiError: it has failed, or is too slow.
+        """
+        assert self.cloud is not None and self.policy.cloud is not None
+        settings = self.policy.cloud
+        # Who asks is nobody's business there.
+        body = {name: value for name, value in ask.body.items() if name != "user"}
+        prompt = Prompt(replace(ask, body=body), ask.max_tokens)
+        for attempt in range(settings.retries + 1):
+            self.breaker.start()
+            start, first, finished = time.monotonic(), None, False
+            try:
+                turn = Turn("", ask.temperature, ask.seed or 0, logprobs=ask.logprobs)
+                async with aclosing(answer(self.cloud, prompt, turn, None, 0)) as parts:
+                    while True:
+                        patience = min(
+                            settings.first_token if first is None else settings.stall, end - time.monotonic()
+                        )
+                        try:
+                            async with asyncio.timeout(patience):
+                                part = await anext(parts)
+                        except StopAsyncIteration:
+                            return
+                        except TimeoutError as error:
+                            what = "did not begin in time" if first is None else "stalled"
+                            raise ApiError(504, f"the cloud {what}", "cloud_timeout") from error
+                        first = first or time.monotonic()
+                        if isinstance(part, Finished):
+                            finished = True
+                            self.breaker.worked()
+                            self.there.note(first - start, time.monotonic() - start, part.usage["completion_tokens"])
+                        yield part
+            except ApiError as error:
+                if error.status < 500 and error.status != 429:
+                    self.breaker.worked()  # it is there, and does not like the request
+                    raise
+                self.breaker.failed()
+                if first is not None or attempt == settings.retries or self.breaker.open or not self._retries.take():
+                    raise
+            finally:
+                if not finished:
+                    self.breaker.left()
+
+
+def _tokens(parts: Sequence[Part]) -> int:
+    return sum(part.tokens for part in parts if isinstance(part, Piece))
+
+
+def _signal(parts: Sequence[Part]) -> float | None:
+    logs = [entry["logprob"] for part in parts if isinstance(part, Piece) for entry in part.logprobs]
+    if not logs:
+        return None
+    return sum(logs) / len(logs)

@@ -1,0 +1,194 @@
+"""The router on the wire: a cloud that hangs, breaks, lies or is gone, and text that must not leave."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from bad_server import CUT, HANG, BadServer, Reply, bad_server, event, refusal, spoken, stream
+from minnow.agent import SearchIndex, search_tool
+from minnow.serve.app import create_app
+from minnow.serve.desk import Desk, Settings
+from minnow.serve.links import Breaker
+from minnow.serve.metrics import Metrics
+from minnow.serve.policy import Cloud, Policy, Signal
+from minnow.serve.upstream import UpstreamSource
+from served import Scripted, running
+
+CHAT = "/v1/chat/completions"
+BIG = "The cloud says so."
+HASTY = {"first_token": 0.6, "stall": 0.6}
+
+
+class Routed:
+    """A server with a local model whose log-probability is ``local.logprob``, and a cloud behind it."""
+
+    def __init__(self, url: str, desk: Desk, local: Scripted, cloud: BadServer) -> None:
+        self.url, self.desk, self.local, self.cloud = url, desk, local, cloud
+
+    def ask(self, text: str = "hello", **extra: Any) -> dict[str, Any]:
+        start = time.monotonic()
+        response = httpx.post(
+            self.url + CHAT, json={"messages": [{"role": "user", "content": text}], **extra}, timeout=30
+        )
+        self.seconds, self.status = time.monotonic() - start, response.status_code
+        return response.json()
+
+    def answer(self, text: str = "hello", **extra: Any) -> tuple[str, dict[str, Any]]:
+        whole = self.ask(text, **extra)
+        assert self.status == 200, whole
+        return whole["choices"][0]["message"]["content"], whole["route"]
+
+
+@contextmanager
+def routed(reply: Callable[[dict[str, Any], int], Reply], url: str | None = None, **cloud: Any) -> Iterator[Routed]:
+    local = Scripted(lambda text: "I think it is so.")
+    local.logprob = -2.0
+    with bad_server(reply) as far:
+        way = Cloud(url or far.url, "big", **({"retries": 0} | cloud))
+        policy = Policy(cloud=way, signal=Signal(threshold=-1.0, tokens=3))
+        source = UpstreamSource(way.url, "big", stall=20)
+        desk = Desk(local, Settings(deadline=30), Metrics(), policy, source, [])
+        with running(create_app(desk)) as address:
+            yield Routed(address, desk, local, far)
+
+
+def said(response: httpx.Response) -> str:
+    """The text of an answer, whole or streamed."""
+    if response.headers["content-type"] == "application/json":
+        return str(response.json()["choices"][0]["message"]["content"])
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+    return "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines)
+
+
+def test_a_sure_answer_stays_and_an_unsure_one_goes() -> None:
+    with routed(lambda body, n: spoken(BIG)) as server:
+        text, route = server.answer()
+        assert text == BIG and route["action"] == "cloud" and "unsure (-2.00 < -1.00)" in route["reason"]
+        assert route["tried"] == ["local", "cloud"] and server.cloud.bodies[0]["model"] == "big"
+        server.local.logprob = -0.2
+        text, route = server.answer("again", user="anna")
+        assert text == "I think it is so." and route == {"action": "local", "reason": "the local answer is sure (-0.20)", "tried": ["local"]}  # fmt: skip
+        assert len(server.cloud.bodies) == 1 and server.local.at_once == 0
+        text, route = server.answer("once more", model="big", user="anna")
+        assert text == BIG and route["reason"] == "asked for" and "user" not in server.cloud.bodies[1]
+        assert "minnow" not in server.cloud.bodies[1]
+        metrics = httpx.get(server.url + "/metrics").text
+        assert 'minnow_answers_total{route="cloud",finish="stop"} 2' in metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "extra"),
+    [
+        ("secret", {"minnow": {"private": True}}),
+        ("mail anna@example.org", {}),
+        ("mail anna@example.org", {"minnow": {"route": "cloud"}}),
+        ("card 4111 1111 1111 1111", {"model": "big"}),
+        ("anything", {"minnow": {"route": "local"}}),
+    ],
+)
+def test_what_must_not_leave_is_not_on_the_wire(text: str, extra: dict[str, Any]) -> None:
+    with routed(lambda body, n: spoken(BIG)) as server:
+        for more in ({}, {"stream": True}):
+            response = httpx.post(
+                server.url + CHAT, json={"messages": [{"role": "user", "content": text}], **extra, **more}
+            )
+            assert response.status_code == 200 and said(response) == "I think it is so."
+        assert server.cloud.bodies == [] and server.desk.cloud is not None and server.desk.cloud.sent_bytes == 0
+
+
+def test_the_local_answer_stands_in_for_a_cloud_that_fails() -> None:
+    replies: dict[str, Reply] = {
+        "hang": stream([HANG]),
+        "silent": stream([b": ping\n\n", HANG]),
+        "cut": stream([CUT]),
+        "error": refusal(500, "on fire"),
+        "busy": refusal(429, "busy", **{"Retry-After": "3"}),
+        "key": refusal(401, "wrong key"),
+        "noise": stream([b"data: nonsense\n\n"]),
+        "html": (200, {"Content-Type": "text/html"}, [b"<p>log in</p>"]),
+    }
+    with routed(lambda body, n: replies[body["messages"][-1]["content"]], failures=100, **HASTY) as server:
+        for name in replies:
+            text, route = server.answer(name)
+            assert text == "I think it is so." and route["action"] == "local", name
+            assert "unsure" in route["reason"] and "but" in route["reason"], name
+            assert server.seconds < 10
+        assert server.local.at_once == 0
+
+
+def test_no_such_host_and_nobody_there() -> None:
+    for url in ("http://cloud.invalid/v1", "http://127.0.0.1:9/v1"):
+        with routed(lambda body, n: spoken(BIG), url=url) as server:
+            text, route = server.answer(model="big")
+            assert text == "I think it is so." and route["tried"] == ["cloud", "local"]
+
+
+def test_an_answer_that_breaks_off_is_ended_here() -> None:
+    start = [event(delta={"content": "The cloud "}), event(delta={"content": "says "})]
+    for end in (HANG, CUT):
+        with routed(lambda body, n, end=end: stream([*start, end]), **HASTY) as server:
+            text, route = server.answer(minnow={"route": "cloud"})
+            assert text.startswith("The cloud says ") and text.endswith("I think it is so.")
+            assert "broke off" in route["reason"] and server.local.asked[-1].text == "The cloud says "
+            # Half of one object and the whole of another are no JSON.
+            server.ask(minnow={"route": "cloud"}, response_format={"type": "json_object"})
+            assert server.status in (502, 504) and len(server.local.asked) == 1
+
+
+def test_a_failing_cloud_is_left_alone_and_tried_again() -> None:
+    well, now = [False], [0.0]
+    with routed(lambda body, n: spoken(BIG) if well[0] else refusal(503)) as server:
+        server.desk.router.breaker = Breaker(2, 15.0, clock=lambda: now[0])
+        for text in ("a", "b", "c", "d"):
+            assert server.answer(text)[1]["action"] == "local"
+        assert len(server.cloud.bodies) == 2  # the others were not sent
+        well[0] = True
+        assert server.answer("e")[1]["action"] == "local" and len(server.cloud.bodies) == 2
+        now[0] = 15.5
+        assert server.answer("e")[0] == BIG and server.answer("f")[0] == BIG
+
+
+def test_one_retry_before_the_first_token() -> None:
+    with routed(lambda body, n: spoken(BIG) if n else refusal(500), retries=1) as server:
+        assert server.answer()[0] == BIG and len(server.cloud.bodies) == 2
+
+
+def test_every_request_ends_within_its_deadline() -> None:
+    with routed(lambda body, n: stream([HANG]), first_token=30.0) as server:
+        server.local.pause = 1.0
+        for route in ("auto", "cloud"):
+            whole = server.ask(minnow={"deadline_ms": 1000, "route": route})
+            assert server.seconds < 5 and server.status == 504
+            assert whole["error"]["code"] == "deadline_exceeded"
+        assert len(server.cloud.bodies) == 1
+
+
+def test_the_clouds_own_refusal_is_no_failure() -> None:
+    with routed(lambda body, n: refusal(400, "too long"), failures=1) as server:
+        assert server.answer()[1]["action"] == "local" and not server.desk.router.breaker.open
+
+
+def test_an_unsure_answer_looks_things_up() -> None:
+    def reply(text: str) -> str:
+        return (
+            "It is a town on the Anse."
+            if "Anse" in text
+            else '<|tool_call_start|>[search(query="Velm")]<|tool_call_end|>'
+        )
+
+    local = Scripted(reply)
+    local.logprob = -2.0
+    index = SearchIndex.build([("velm", "Velm", "Velm is a town on the Anse.")])
+    desk = Desk(local, Settings(), Metrics(), Policy(signal=Signal(threshold=-1.0, tokens=3), cloud=Cloud("http://127.0.0.1:9/v1", "big")), None, [search_tool(index)])  # fmt: skip
+    with running(create_app(desk)) as url:
+        whole = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "What is Velm?"}]}).json()
+        assert whole["choices"][0]["message"]["content"] == "It is a town on the Anse."
+        assert whole["route"]["action"] == "search" and whole["tool_trace"][0]["arguments"] == {"query": "Velm"}
+        assert "Anse" in json.dumps(whole["tool_trace"][0]["result"])
