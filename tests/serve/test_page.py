@@ -33,13 +33,16 @@ def test_a_conversation_in_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(app, "_PAGE", page)
     with running(scripted_app(Scripted())) as url:
         command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/chrome"]
-        done = subprocess.run(
-            [*command, "--virtual-time-budget=20000", "--dump-dom", url],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        for _ in range(3):  # a page's virtual time can run out while a loaded machine still answers it
+            done = subprocess.run(
+                [*command, "--virtual-time-budget=20000", "--dump-dom", url],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            if 'id="m-running">0' in done.stdout and "You said" in done.stdout:
+                break
     assert "You said: &lt;b&gt;hello&lt;/b&gt;" in done.stdout
     assert "<b>local</b>" in done.stdout or '<b class="">local</b>' in done.stdout
     assert "ms to first token" in done.stdout and 'id="m-running">0' in done.stdout
