@@ -38,19 +38,6 @@ from minnow.rollout.text_engine import ChatPrompt
 from minnow.tasks import Example
 
 SLOTS = 8
-SERVE = """
-import os, sys
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_parallel, params.n_ctx = sys.argv[1], int(sys.argv[2]), int(sys.argv[2]) * int(sys.argv[3])
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[4])
-server = xllamacpp.Server(params)
-print(server.listening_address, file=answers, flush=True)
-sys.stdin.read()
-os._exit(0)
-"""
 
 
 def their_answers(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], batch: int, options: Any) -> int:
@@ -74,8 +61,9 @@ def their_answers(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], ba
 
 @contextmanager
 def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
+    settings = json.dumps({"file": str(file), "context": context, "slots": SLOTS, "threads": threads})
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(file), str(SLOTS), str(context), str(threads)],
+        [sys.executable, "-m", "minnow.serve.llama_process", settings],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:

@@ -151,16 +151,8 @@ def test_training_ends_once_the_gate_sees_no_loops(
     measured = iter([(0.5, 0.7), (0.0, 0.2), (0.0, 0.72), (0.0, 0.9)])  # the second heals and forgets
     monkeypatch.setattr(Gate, "measure", lambda self: next(measured))
     words = ["dpo", str(work / "llama"), str(work / "run/pairs/pairs.jsonl"), "--out", str(work / "early"), "--json"]
-    words += [
-        "--threads",
-        "1",
-        "--prompts",
-        str(work / "prompts.jsonl"),
-        "--pairs-per-step",
-        "2",
-        "--refresh-every",
-        "0",
-    ]
+    words += ["--threads", "1", "--prompts", str(work / "prompts.jsonl")]
+    words += ["--pairs-per-step", "2", "--refresh-every", "0"]
     capsys.readouterr()
     assert main([*words, "--training.steps", "9", "--gate.every", "1", "--gate.stop-at", "0"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -210,25 +202,8 @@ def test_a_model_learns_to_be_rounded(work: Path, capsys: pytest.CaptureFixture[
     """What is saved is what a Q4_0 file holds, value for value."""
     words = ["quantise", str(work / "llama"), "--out", str(work / "rounded"), "--prompts", str(work / "prompts.jsonl")]
     capsys.readouterr()
-    assert (
-        main(
-            [
-                *words,
-                "--training.steps",
-                "3",
-                "--answers",
-                "16",
-                "--rows",
-                "1",
-                "--max-new-tokens",
-                "40",
-                "--gate.every",
-                "3",
-                "--json",
-            ]
-        )
-        == 0
-    )
+    words += ["--training.steps", "3", "--answers", "16", "--rows", "1", "--max-new-tokens", "40", "--gate.every", "3"]
+    assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [entry["step"] for entry in document["history"]] == [0, 3] and document["steps"] == 3
     checkpoint = Path(document["checkpoint"])

@@ -15,7 +15,8 @@ class Guard:
 
     Each rewind of an answer does more than the one before. The first forbids the loop's first token at its onset; the
     second also draws the next ``stretch`` tokens at ``temperature``, each later one twice as many as the one before; from
-    the third on, a reasoning block that is open there is closed instead. An answer that loops again after the last rewind ends with ``finish_reason`` "loop".
+    the third on, a reasoning block that is open there is closed instead. An answer that loops again after the last rewind
+    ends with ``finish_reason`` "loop".
 
     Attributes:
         rewinds: of one answer, at most.
