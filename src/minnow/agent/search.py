@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 from minnow.agent.fetch import Fetcher, FetchError
 from minnow.agent.index import SearchIndex
 from minnow.agent.pages import Page, PageError, page_of
+from minnow.data.calls import CallError
 from minnow.errors import UserError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ KEYS = {"brave": "BRAVE_API_KEY", "tavily": "TAVILY_API_KEY"}
 """The environment variables that hold the keys of paid search engines."""
 
 
-class SearchError(Exception):
+class SearchError(CallError):
     """A search or a page that failed for good: one sentence for the model."""
 
 

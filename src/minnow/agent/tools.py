@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from minnow.agent.index import SearchIndex
-from minnow.agent.search import SearchEngine, SearchError
+from minnow.agent.search import SearchEngine
 from minnow.data.calls import Call, CallError, check_name, parse_expression
 from minnow.errors import UserError
 from minnow.tasks.tools import CALCULATOR_SCHEMA, SEARCH_HITS, SEARCH_SCHEMA, format_hits
@@ -133,15 +133,13 @@ def call_tool(tools: Sequence[Tool], call: Call, max_characters: int) -> tuple[s
 
 def search_tool(engine: SearchIndex | SearchEngine) -> Tool:
     """``search(query)``: the best pages of an index or engine, in the words the pocket world trains on."""
-
-    def search(query: str) -> str:
-        try:
-            return format_hits(engine.search(query, SEARCH_HITS))
-        except SearchError as error:
-            raise CallError(str(error)) from error
-
     return Tool(
-        "search", "find pages of the encyclopaedia", SEARCH_SCHEMA["parameters"], search, terse=True, outside=True
+        "search",
+        "find pages of the encyclopaedia",
+        SEARCH_SCHEMA["parameters"],
+        lambda query: format_hits(engine.search(query, SEARCH_HITS)),
+        terse=True,
+        outside=True,
     )
 
 

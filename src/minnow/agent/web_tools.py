@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from minnow.agent.pages import best_passages
-from minnow.agent.search import SearchEngine, SearchError
+from minnow.agent.search import SearchEngine
 from minnow.agent.tools import Tool
-from minnow.data.calls import CallError
 
 RESULTS = 5
 SNIPPET = 300
@@ -24,21 +23,14 @@ def web_tools(engine: SearchEngine, results: int = RESULTS, page: int = PAGE) ->
     """
 
     def web_search(query: str) -> str:
-        try:
-            found = engine.search(query, results)
-        except SearchError as error:
-            raise CallError(str(error)) from error
         lines = []
-        for place, hit in enumerate(found, start=1):
+        for place, hit in enumerate(engine.search(query, results), start=1):
             said = " … ".join(each.text.strip() for each in best_passages(hit.text, query, SNIPPET, hit.title))
             lines.append(f"{place}. {hit.title}\n{hit.url}\n{said or hit.text[:SNIPPET]}")
         return "\n".join(lines) or "No page found; try other words."
 
     def open_page(url: str, looking_for: str = "") -> str:
-        try:
-            found = engine.open(url)
-        except SearchError as error:
-            raise CallError(str(error)) from error
+        found = engine.open(url)
         head = f"{found.title}\n{found.url}"
         if len(found.text) <= page:
             return f"{head}\n{found.text}"
