@@ -23,7 +23,7 @@ from made_world import KINDS, ORDER, MadeWorld, Question, make
 from minnow.agent import Limits, SearchIndex, Trace, run_agent, search_tool
 from minnow.cli.models import OpenModel, open_model
 from minnow.loops import Rate
-from minnow.tasks.tools import SENTENCES_SHOWN, score_answer, sentences
+from minnow.tasks.tools import format_hits, score_answer
 
 KS = (1, 2, 5)
 _ABSTAINED = re.compile(
@@ -46,7 +46,7 @@ def figures(questions: Sequence[Question], traces: Sequence[Trace], seconds: flo
     ]
     results = [[m["content"] for m in trace.messages[1:] if m["role"] == "tool"] for trace in traces]
     evidence = [
-        all(any(_shown(page) in result for result in read) for page in question.path)
+        all(any(format_hits([page]) in result for result in read) for page in question.path)
         for question, read in zip(questions, results, strict=True)
         if question.path
     ]
@@ -68,11 +68,6 @@ def figures(questions: Sequence[Question], traces: Sequence[Trace], seconds: flo
         "bytes_read": sum(len(text.encode()) for read in results for text in read) / count,
         "milliseconds": 1000 * seconds / count,
     }
-
-
-def _shown(page: Any) -> str:
-    """What the search tool shows of a page."""
-    return f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}"
 
 
 def ways(model: OpenModel, world: MadeWorld, index: SearchIndex) -> dict[str, dict[str, Any]]:
