@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from minnow.agent.tools import Tool
-from minnow.data.calls import Call, CallError, parse_any_calls, parse_calls, without_calls
+from minnow.data.calls import Call, CallError, parse_any_calls, parse_calls, without_calls, without_thoughts
 from minnow.data.tokenizer import Tokenizer
 from minnow.rollout import Rollout
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer
@@ -84,7 +84,7 @@ class ServerPrompts:
 
     def plain(self, text: str) -> str:
         """An answer without its thoughts."""
-        return text.partition("</think>")[2].strip() if text.lstrip().startswith("<think>") else text.strip()
+        return without_thoughts(text).strip()
 
 
 def openai_messages(messages: Messages) -> list[dict[str, Any]]:

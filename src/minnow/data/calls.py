@@ -57,6 +57,11 @@ class Call:
         return f"{self.name}({json.dumps(self.arguments, sort_keys=True, ensure_ascii=False)})"
 
 
+def without_thoughts(text: str) -> str:
+    """A model's text without the ``<think>`` block that it begins with."""
+    return text.partition("</think>")[2] if text.lstrip().startswith("<think>") else text
+
+
 def parse_calls(text: str) -> list[Call]:
     """The calls in an assistant's text, in order; empty when there is none.
 
@@ -66,8 +71,7 @@ def parse_calls(text: str) -> list[Call]:
     Raises:
         CallError: there is a call but it cannot be read.
     """
-    if text.lstrip().startswith("<think>"):
-        text = text.partition("</think>")[2]
+    text = without_thoughts(text)
     calls: list[Call] = []
     pieces = text.split(CALL_END)
     for place, piece in enumerate(pieces):
@@ -89,8 +93,7 @@ def parse_any_calls(text: str) -> list[Call]:
     Raises:
         CallError: there is a call but it cannot be read.
     """
-    if text.lstrip().startswith("<think>"):
-        text = text.partition("</think>")[2]
+    text = without_thoughts(text)
     if CALL_START in text or CALL_END in text:
         return parse_calls(text)
     if _HERMES_START in text:
@@ -104,8 +107,7 @@ def parse_any_calls(text: str) -> list[Call]:
 
 def without_calls(text: str) -> str:
     """What an answer that :func:`parse_any_calls` finds calls in says beside them and its thoughts."""
-    if text.lstrip().startswith("<think>"):
-        text = text.partition("</think>")[2]
+    text = without_thoughts(text)
     beside = _MARKED.sub("", text)
     return beside.strip() if beside != text else ""
 
