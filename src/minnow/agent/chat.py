@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from minnow.agent.tools import Tool
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.rollout import Engine, Sampling
-from minnow.rollout.text_engine import TextEngine
+from minnow.rollout.text_engine import ChatPrompt, TextEngine
 
 HELP = (
     "/tools on|off   use the tools or not\n/reset          forget the conversation\n/quit           leave (Ctrl-D too)"
@@ -30,12 +30,6 @@ _ENDINGS = {
 }
 # Escape sequences in a page or an answer would otherwise drive the user's terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-@dataclass(frozen=True)
-class _Question:
-    id: str
-    messages: list[dict[str, Any]]
 
 
 class ChatSession:
@@ -77,7 +71,7 @@ class ChatSession:
         # What a terminal could not decode arrives as lone surrogates, which have no token.
         question = {"role": "user", "content": text.encode("utf-8", "replace").decode("utf-8")}
         tools = self._tools if self.tools_on else []
-        task = _Question("chat", [*self.messages, question])
+        task = ChatPrompt("chat", [*self.messages, question])
         conversation = Conversation(task, self._tokenizer, tools, self._limits, self._consent)
         while (prompt := _fitting_prompt(conversation)) is not None:
             turn = replace(self._sampling, seed=self._sampling.seed + conversation.trace.turns)

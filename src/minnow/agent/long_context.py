@@ -16,7 +16,7 @@ from minnow.agent.tools import Tool
 from minnow.data.calls import CallError
 from minnow.data.tokenizer import Tokenizer
 from minnow.rollout import Engine, Sampling
-from minnow.rollout.text_engine import TextEngine
+from minnow.rollout.text_engine import ChatPrompt, TextEngine
 
 SHOWN = 1500
 """Characters that one look into the document shows."""
@@ -66,7 +66,7 @@ class SelfAsker:
                 f"{len(parts)} questions are more than the {self.budget - len(self.asked)} that are left; ask about less."
             )
         tasks = [
-            _Part(f"{start}-{end}", [{"role": "user", "content": form.format(text=text, question=question)}])
+            ChatPrompt(f"{start}-{end}", [{"role": "user", "content": form.format(text=text, question=question)}])
             for start, end, text in parts
         ]
         traces = run_agent(self.engine, self.tokenizer, tasks, [], self.limits, self.sampling)
@@ -77,12 +77,6 @@ class SelfAsker:
     def as_dict(self) -> list[dict[str, Any]]:
         """The trace as JSON values."""
         return [asdict(each) for each in self.asked]
-
-
-@dataclass(frozen=True)
-class _Part:
-    id: str
-    messages: list[dict[str, Any]]
 
 
 def document_tools(text: str, asker: SelfAsker) -> list[Tool]:

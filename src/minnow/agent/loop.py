@@ -23,7 +23,7 @@ Consent = Callable[[Call], bool]
 
 
 class Task(Protocol):
-    """What a conversation starts from; an :class:`minnow.tasks.Example` is one."""
+    """What a conversation starts from; an :class:`minnow.tasks.Example` is one, a ``ChatPrompt`` too."""
 
     @property
     def id(self) -> str: ...

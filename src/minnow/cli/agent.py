@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -19,16 +18,10 @@ from minnow.cli.text_models import Server, open_text_model
 from minnow.data.calls import CallError
 from minnow.errors import UserError
 from minnow.rollout import Sampling
-from minnow.rollout.text_engine import LocalTextEngine
+from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine
 
 _PART = 4000  # characters of a document in one question
 _QUESTIONS = 256  # that a model may ask itself
-
-
-@dataclass(frozen=True)
-class _Question:
-    id: str
-    messages: list[dict[str, Any]]
 
 
 def agent(
@@ -89,7 +82,7 @@ def agent(
             emit({"model": opened.name, "answer": answer, "asked": asker.as_dict()}, answer or "(no answer)", as_json)
             return
         offered = offered_tools(opened.run, search, tools) + ([] if text is None else document_tools(text, asker))
-        task = _Question("question", [{"role": "user", "content": question}])
+        task = ChatPrompt("question", [{"role": "user", "content": question}])
         (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
     if trace.finish == "failed":
         raise UserError(f"{opened.name} gave no answer ({trace.error}); see to the server and ask again")
