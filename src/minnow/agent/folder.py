@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from minnow.agent.index import SearchIndex
-from minnow.agent.pages import PageError, page_of
+from minnow.agent.pages import Page, PageError, page_of
 from minnow.data.documents import open_file
 from minnow.errors import UserError
 
-KINDS = (".txt", ".md", ".html", ".htm", ".pdf", ".jsonl", ".jsonl.gz", ".jsonl.xz")
+_PLAIN = (".txt", ".md")
+KINDS = (*_PLAIN, ".html", ".htm", ".pdf", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 _TITLES, _TEXTS, _IDS = ("title", "name", "country"), ("text", "content", "context", "body", "factbook"), ("id", "url")
 
 
@@ -47,6 +48,20 @@ def open_index(path: Path) -> SearchIndex:
     return index_folder(path)
 
 
+def read_page(file: Path, name: str) -> Page:
+    """A file, but JSON lines, as the page ``name``.
+
+    Raises:
+        PageError: as :func:`page_of`.
+        UserError: it cannot be read, or is a PDF and pypdf is not installed.
+    """
+    try:
+        body = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}; check the path and its rights") from error
+    return page_of(name, body, "text/plain" if file.suffix.lower() in _PLAIN else "")
+
+
 def _pages(files: list[Path], root: Path, skipped: list[str]) -> Iterator[tuple[str, str, str]]:
     for file in files:
         name = file.relative_to(root).as_posix()
@@ -54,18 +69,15 @@ def _pages(files: list[Path], root: Path, skipped: list[str]) -> Iterator[tuple[
             yield from _rows(file, name)
             continue
         try:
-            body = file.read_bytes()
-            page = page_of(name, body, "text/plain" if file.suffix.lower() in (".txt", ".md") else "")
+            page = read_page(file, name)
         except PageError as error:
             skipped.append(f"{file}: {error}")
             continue
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}; check its rights") from error
         if page.text:
             # A text's name says what it is about as often as its first line does.
             yield (
                 name,
-                file.stem if page.title == name or file.suffix.lower() in (".txt", ".md") else page.title,
+                file.stem if page.title == name or file.suffix.lower() in _PLAIN else page.title,
                 page.text,
             )
         else:

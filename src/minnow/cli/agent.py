@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from minnow.agent import Limits, Trace, run_agent
-from minnow.agent.folder import index_folder
+from minnow.agent.folder import index_folder, read_page
 from minnow.agent.long_context import SelfAsker, document_tools
 from minnow.agent.long_context import map_reduce as in_parts
-from minnow.agent.pages import PageError, page_of
+from minnow.agent.pages import PageError
 from minnow.cli.agent_tools import offered_tools
 from minnow.cli.output import AsJson, Threads, emit, size_text, warn
 from minnow.cli.text_models import Server, open_text_model
@@ -92,9 +92,7 @@ def agent(
 
 def _text(file: Path) -> str:
     try:
-        return page_of(file.name, file.read_bytes(), "text/plain" if file.suffix in (".txt", ".md") else "").text
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}; check the path") from error
+        return read_page(file, file.name).text
     except PageError as error:
         raise UserError(f"{file} cannot be read: {error}") from error
 
