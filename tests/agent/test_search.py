@@ -180,6 +180,13 @@ def test_a_folder_of_every_kind_is_indexed(tmp_path: Path) -> None:
         index_folder(tmp_path)
 
 
+def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "ROWS.JSONL").write_text('{"title": "Tarn", "text": "A town by a lake."}\n{"text": "Velm."}\n')
+    (tmp_path / "about.jsonl.txt").write_text("What the lines mean.")
+    index = index_folder(tmp_path)
+    assert len(index) == 3 and index.search("lines mean", 1)[0].id == "about.jsonl.txt"
+
+
 def test_pages_and_results_fit_a_small_context() -> None:
     filler = "The town has a market and a church. Many visitors come every year. "
     long = filler * 300 + "The mayor is Dana Pryl. " + filler * 300

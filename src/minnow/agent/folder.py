@@ -12,8 +12,8 @@ from minnow.agent.pages import Page, PageError, page_of
 from minnow.data.documents import open_file
 from minnow.errors import UserError
 
-_PLAIN = (".txt", ".md")
-KINDS = (*_PLAIN, ".html", ".htm", ".pdf", ".jsonl", ".jsonl.gz", ".jsonl.xz")
+_PLAIN, _LINES = (".txt", ".md"), (".jsonl", ".jsonl.gz", ".jsonl.xz")
+KINDS = (*_PLAIN, ".html", ".htm", ".pdf", *_LINES)
 _TITLES, _TEXTS, _IDS = ("title", "name", "country"), ("text", "content", "context", "body", "factbook"), ("id", "url")
 
 
@@ -65,7 +65,7 @@ def read_page(file: Path, name: str) -> Page:
 def _pages(files: list[Path], root: Path, skipped: list[str]) -> Iterator[tuple[str, str, str]]:
     for file in files:
         name = file.relative_to(root).as_posix()
-        if ".jsonl" in file.suffixes:
+        if file.name.lower().endswith(_LINES):
             yield from _rows(file, name)
             continue
         try:
