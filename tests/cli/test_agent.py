@@ -79,3 +79,13 @@ def test_a_long_document_is_asked_in_parts(tmp_path: Path, capsys: pytest.Captur
         assert main(words) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["answer"] == "Dana Pryl" and len(said["asked"]) > 5
+
+
+def test_what_is_read_and_said_does_not_drive_the_terminal(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (notes / "velm.md").write_text("Velm's mayor is \x1b[2J\x9bDana Pryl.")
+    turns = iter([answers({"messages": [{"role": "user"}]}, 0), spoken("It is \x1b]0;x\x07Dana Pryl.")])
+    with bad_server(lambda body, n: next(turns)) as server:
+        assert main(["agent", server.url, "Who?", "--model", "m", "--search", str(notes)]) == 0
+    text = capsys.readouterr().out
+    assert "Velm's mayor is [2JDana Pryl." in text and "\nIt is ]0;xDana Pryl.\n" in text
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)

@@ -12,8 +12,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from minnow.agent.loop import Answered, Called, Consent, Conversation, Event, Limits, Returned, ask
+from minnow.agent.loop import Answered, Called, CallRecord, Consent, Conversation, Event, Limits, Returned, ask
 from minnow.agent.tools import Tool
+from minnow.data.calls import Call
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.rollout import Engine, Sampling
@@ -154,25 +155,34 @@ def _command(line: str, session: ChatSession, console: Console) -> bool:
         answer = HELP
     else:
         answer = f"unknown command {line}\n{HELP}"
-    console.print(Text(_safe(answer), style="dim"))
+    console.print(Text(safe(answer), style="dim"))
     return True
 
 
 def _show(events: Iterator[Event], console: Console) -> None:
     for event in events:
         if isinstance(event, Called):
-            given = ", ".join(f"{name}={value!r}" for name, value in event.call.arguments.items())
-            console.print(Text(_safe(f"→ {event.call.name}({given})"), style="dim cyan"))
+            console.print(Text(called_text(event.call), style="dim cyan"))
         elif isinstance(event, Returned):
-            console.print(
-                Text(_safe("  " + event.text.replace("\n", "\n  ")), style="dim" if event.worked else "dim red")
-            )
+            console.print(Text(returned_text(event.text), style="dim" if event.worked else "dim red"))
         else:
             if event.text:
-                console.print(Text(_safe(event.text)))
+                console.print(Text(safe(event.text)))
             if event.finish in _ENDINGS:
                 console.print(Text(_ENDINGS[event.finish], style="dim yellow"))
 
 
-def _safe(text: str) -> str:
+def called_text(call: Call | CallRecord) -> str:
+    """A call as a terminal shows it."""
+    given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+    return safe(f"→ {call.name}({given})")
+
+
+def returned_text(result: str) -> str:
+    """What a call gave, as a terminal shows it."""
+    return safe("  " + result.replace("\n", "\n  "))
+
+
+def safe(text: str) -> str:
+    """``text`` without the characters that drive a terminal."""
     return _CONTROLS.sub("", text)

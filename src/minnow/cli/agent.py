@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from minnow.agent import Limits, Trace, run_agent
+from minnow.agent.chat import called_text, returned_text, safe
 from minnow.agent.folder import index_folder, read_page
 from minnow.agent.long_context import SelfAsker, document_tools
 from minnow.agent.long_context import map_reduce as in_parts
@@ -79,7 +80,11 @@ def agent(
                 answer = in_parts(text, question, asker)
             except CallError as error:
                 raise UserError(f"{document} cannot be asked in parts: {error}") from error
-            emit({"model": opened.name, "answer": answer, "asked": asker.as_dict()}, answer or "(no answer)", as_json)
+            emit(
+                {"model": opened.name, "answer": answer, "asked": asker.as_dict()},
+                safe(answer) or "(no answer)",
+                as_json,
+            )
             return
         offered = offered_tools(opened.run, search, tools) + ([] if text is None else document_tools(text, asker))
         task = ChatPrompt("question", [{"role": "user", "content": question}])
@@ -98,12 +103,8 @@ def _text(file: Path) -> str:
 
 
 def _as_text(trace: Trace) -> str:
-    lines = []
-    for call in trace.calls:
-        given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-        result = call.result.replace("\n", "\n  ")
-        lines.append(f"→ {call.name}({given})\n  {result}")
-    lines.append(trace.answer or "(no answer)")
+    lines = [line for call in trace.calls for line in (called_text(call), returned_text(call.result))]
+    lines.append(safe(trace.answer) or "(no answer)")
     counted = f"{len(trace.calls)} calls, {trace.completion_tokens} tokens, {trace.seconds:.1f} s"
     return "\n".join([*lines, f"[{trace.finish}; {counted}]"])
 
