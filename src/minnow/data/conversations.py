@@ -80,13 +80,7 @@ def read_conversations(file: Path, faults: Faults | None = None) -> Iterator[Con
         UserError: the file cannot be read; or, unless ``faults`` skips such rows, one is malformed.
     """
     faults = faults or Faults()
-    for row in read_rows(file, faults):
-        try:
-            found = _conversation(row)
-        except UserError as error:
-            faults.add(str(error))
-            continue
-        yield found
+    yield from faults.usable(_conversation, read_rows(file, faults))
 
 
 def _conversation(row: Row) -> Conversation:

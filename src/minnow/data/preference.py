@@ -62,13 +62,7 @@ def read_preferences(file: Path, faults: Faults | None = None) -> Iterator[Prefe
             holds something else in it.
     """
     faults = faults or Faults()
-    for row in read_rows(file, faults):
-        try:
-            found = _preference(row)
-        except UserError as error:
-            faults.add(str(error))
-            continue
-        yield found
+    yield from faults.usable(_preference, read_rows(file, faults))
 
 
 def _preference(row: Row) -> Preference:

@@ -8,16 +8,19 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow
 import pyarrow.parquet
 
 from minnow.data.documents import open_file
 from minnow.errors import UserError
+
+G = TypeVar("G")
+M = TypeVar("M")
 
 
 class Row(NamedTuple):
@@ -48,6 +51,16 @@ class Faults:
         if not self.skip:
             raise UserError(sentence)
         self.found.append(sentence)
+
+    def usable(self, make: Callable[[G], M], given: Iterable[G]) -> Iterator[M]:
+        """What ``make`` makes of each; one that it refuses (UserError) is such a row."""
+        for each in given:
+            try:
+                made = make(each)
+            except UserError as error:
+                self.add(str(error))
+                continue
+            yield made
 
 
 def read_rows(file: Path, faults: Faults | None = None) -> list[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -129,8 +128,7 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
     """Read, check and tokenise conversations; ``result.json`` is the report on them."""
     settings, faults = context.settings, Faults(context.settings.skip_bad_rows)
     words = Tokenizer.load(context.output(settings.checkpoint, CHECKPOINT))
-    rows: list[Conversation] = []
-    owners: list[str] = []
+    read: list[tuple[str, Conversation]] = []
     evaluation = [text for file in settings.against for row in read_rows(file) for text in strings(row.values)]
     for name, source in settings.sources.items():
         worked, held_out = source.worked(context.recipe, faults)
@@ -138,9 +136,8 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
         found = [Conversation(f"example {each.id}", [*each.messages, *each.reference], each.tools) for each in worked]
         if source.path is not None:
             found = list(islice(read_conversations(source.path, faults), source.examples))
-        rows += found
-        owners += [name] * len(found)
-    kept = [(owner, row, ids) for owner, row, ids in _tokenised(owners, rows, words, faults)]
+        read += [(name, each) for each in found]
+    kept = list(faults.usable(lambda each: (*each, each[1].tokenised(words)), read))
     rows = [row for _, row, _ in kept]
     failed = check_conversations(rows, evaluation)
     out = report(rows, failed, [len(ids) for _, _, (ids, _) in kept])
@@ -173,18 +170,6 @@ def _difficulty(row: Conversation) -> float:
     if row.difficulty is None:
         raise UserError(f"{row.place} has no 'difficulty', which easy_to_hard goes by; write one")
     return row.difficulty
-
-
-def _tokenised(
-    owners: list[str], rows: list[Conversation], words: Tokenizer, faults: Faults
-) -> Iterator[tuple[str, Conversation, Tokenised]]:
-    for owner, row in zip(owners, rows, strict=True):
-        try:
-            made = row.tokenised(words)
-        except UserError as error:
-            faults.add(str(error))
-            continue
-        yield owner, row, made
 
 
 def _write(path: Path, made: list[Tokenised]) -> None:
