@@ -14,12 +14,11 @@ import numpy as np
 import tyro
 
 from minnow.cli.output import AsJson, columns, emit, size_text
-from minnow.data.cleaning import Rule, contaminated, copies, strings
+from minnow.data.cleaning import Rule, contaminated, copies, texts_in
 from minnow.data.corpus import HELD_OUT, Corpus
 from minnow.data.documents import read_records
 from minnow.data.duplicates import NearCopies
 from minnow.data.store import expand
-from minnow.data.table import read_rows
 from minnow.data.tokenizer import Tokenizer
 from minnow.data.tokenizing import SHARD_TOKENS, FillInTheMiddle, read_files, tokenize_corpus
 from minnow.errors import UserError
@@ -116,7 +115,7 @@ def clean(
         files: as for minnow data tokenize.
         text_field: the field of each row that holds the text.
         keep: fields to write beside it.
-        near: also leave out texts that share about this share of their 5-word shingles with an earlier one, such as 0.8.
+        near: also leave out texts that share at least so much of their 5-word runs with an earlier one, such as 0.8.
         against: evaluation sets (.jsonl .json .parquet .csv); a text that shares a run of words with one is left out.
         run_of_words: how many words in a row are too many.
     """
@@ -124,8 +123,7 @@ def clean(
         raise UserError(f"{out} is written as JSON lines; give it a name that ends in .jsonl or .jsonl.gz")
     rules: dict[str, Rule] = {"copies": copies()}
     if against:
-        evaluation = (text for file in against for row in read_rows(file) for text in strings(row.values))
-        rules["in evaluation sets"] = contaminated(evaluation, run_of_words)
+        rules["in evaluation sets"] = contaminated(texts_in(against), run_of_words)
     if near is not None:
         rules["near copies"] = NearCopies(near)
     counts = dict.fromkeys(["read", *rules, "kept"], 0)

@@ -11,8 +11,7 @@ import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import NO_SERVER, ServerFlags, TextModel, length_beyond, open_text_model, weights_digest
-from minnow.data.cleaning import strings
-from minnow.data.table import read_rows
+from minnow.data.cleaning import texts_in
 from minnow.errors import UserError
 from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
 from minnow.posttrain.generation import GenerationSettings, keep_right, with_shots, worked_answers
@@ -66,7 +65,7 @@ def generate(
 
     Sampling(settings.temperature, settings.max_new_tokens)
     jury, kept = open_judges(judges), out.with_suffix(".answers")
-    evaluation = [text for file in against for row in read_rows(file) for text in strings(row.values)]
+    evaluation = list(texts_in(against))
     if source == REFERENCES:
         examples, held_out = _prompts(prompts, n, seed, None)
         answers, name = worked_answers(examples), REFERENCES

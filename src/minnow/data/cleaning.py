@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from minnow.data.duplicates import words_of
+from minnow.data.table import read_rows
 from minnow.errors import UserError
 
 Rule = Callable[[str], bool]
@@ -78,6 +80,11 @@ def _without_form(texts: Iterable[list[str]], length: int, common: int) -> Itera
 
 def _runs(words: list[str], size: int) -> Iterator[str]:
     return (" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
+
+
+def texts_in(files: Iterable[Path]) -> Iterator[str]:
+    """Every string in the rows of files, such as evaluation sets."""
+    return (text for file in files for row in read_rows(file) for text in strings(row.values))
 
 
 def strings(value: Any) -> Iterator[str]:

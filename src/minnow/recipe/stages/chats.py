@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from minnow.data.cleaning import strings
+from minnow.data.cleaning import texts_in
 from minnow.data.conversations import Conversation, Tokenised, read_conversations
 from minnow.data.loader import Source
 from minnow.data.packing import Packed, pack
 from minnow.data.rows import IGNORED
-from minnow.data.table import Faults, read_rows
+from minnow.data.table import Faults
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file, write_json
@@ -129,7 +129,7 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
     settings, faults = context.settings, Faults(context.settings.skip_bad_rows)
     words = Tokenizer.load(context.output(settings.checkpoint, CHECKPOINT))
     read: list[tuple[str, Conversation]] = []
-    evaluation = [text for file in settings.against for row in read_rows(file) for text in strings(row.values)]
+    evaluation = list(texts_in(settings.against))
     for name, source in settings.sources.items():
         worked, held_out = source.worked(context.recipe, faults)
         evaluation += ["\n".join(each["content"] for each in example.messages) for example in held_out]
