@@ -10,10 +10,18 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit
-from minnow.cli.text_models import NO_SERVER, ServerFlags, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.cli.text_models import (
+    NO_SERVER,
+    ServerFlags,
+    TextModel,
+    ask,
+    length_beyond,
+    open_text_model,
+    survey_settings,
+)
 from minnow.data.cleaning import texts_in
 from minnow.errors import UserError
-from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
+from minnow.evaluate.survey import ending_of, questions
 from minnow.posttrain.generation import GenerationSettings, keep_right, with_shots, worked_answers
 from minnow.posttrain.journal import Journal
 from minnow.progress import track
@@ -120,21 +128,15 @@ def _answers(
         for each in with_shots(examples, settings.shots)
         if length_beyond(opened, each, settings.max_new_tokens) is None
     ]
-    digest = weights_digest(opened.path)
-    file = AnswerFile(
-        folder / "answers.jsonl",
-        Settings(opened.name, opened.runtime, digest, settings.max_new_tokens, seed, raw=False, stop_on_loop=True),
-    )
-    wanted = questions({"prompts": asked}, [settings.temperature], settings.samples)
-    with track(len(wanted), "data generate", "answers", done=sum(map(file.holds, wanted))) as bar:
-        rows = survey(opened.engine, opened.tokenizer, wanted, file, bar.advance)
+    file, wanted = folder / "answers.jsonl", questions({"prompts": asked}, [settings.temperature], settings.samples)
+    common = survey_settings(opened, file, settings.max_new_tokens, seed, stop_on_loop=True)
+    rows = ask(opened, wanted, file, common, "data generate")
     out: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        ended = row["finish_reason"] if row["loop"] is None else "loop"
         out[row["id"]].append(
             {
                 "text": row["text"],
-                "finish_reason": ended,
+                "finish_reason": ending_of(row),
                 **{key: row[key] for key in ("model", "runtime", "weights", "temperature", "sample", "seed")},
                 "shots": settings.shots,
             }

@@ -12,12 +12,11 @@ import tyro
 from numpy.typing import NDArray
 
 from minnow.cli.output import AsJson, Threads, columns, emit
-from minnow.cli.text_models import NO_SERVER, TextModel, open_text_model, weights_digest
+from minnow.cli.text_models import NO_SERVER, TextModel, ask, open_text_model, survey_settings
 from minnow.errors import UserError
 from minnow.evaluate.measure import score_text
-from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
+from minnow.evaluate.survey import ending_of, questions
 from minnow.posttrain.difficulty import Predictor, features, foretold
-from minnow.progress import track
 from minnow.rollout import Sampling
 from minnow.tasks import Example
 
@@ -113,14 +112,11 @@ def _answered(
     opened: TextModel, asked: Sequence[Example], sampling: Sampling, samples: int, file: Path
 ) -> Iterator[tuple[Example, bool]]:
     """Every example with the verdict on each answer to it."""
-    common = weights_digest(opened.path), sampling.max_new_tokens, sampling.seed
-    kept = AnswerFile(file, Settings(opened.name, opened.runtime, *common, raw=False, stop_on_loop=True))
     wanted = questions({"grade": asked}, [sampling.temperature], samples)
-    with track(len(wanted), f"grade {opened.name}", "answers", done=sum(map(kept.holds, wanted))) as bar:
-        rows = survey(opened.engine, opened.tokenizer, wanted, kept, bar.advance)
+    common = survey_settings(opened, file, sampling.max_new_tokens, sampling.seed, stop_on_loop=True)
+    rows = ask(opened, wanted, file, common, f"grade {opened.name}")
     for question, row in zip(wanted, rows, strict=True):
-        reason = row["finish_reason"] if row["loop"] is None else "loop"
-        yield question.example, score_text(question.example, row["text"], reason).correct
+        yield question.example, score_text(question.example, row["text"], ending_of(row)).correct
 
 
 def _difficulties(examples: Sequence[Example], known: Mapping[str, float]) -> tuple[NDArray[np.float64], float | None]:

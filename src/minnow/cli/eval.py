@@ -14,21 +14,21 @@ from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
     TextModel,
+    ask,
     length_beyond,
     open_text_model,
     scorer_of,
-    weights_digest,
+    survey_settings,
 )
 from minnow.data.documents import read_documents
 from minnow.data.hub import local_file
 from minnow.data.table import Faults
 from minnow.errors import UserError
-from minnow.evaluate.survey import AnswerFile, Settings, questions, survey
+from minnow.evaluate.survey import questions
 from minnow.evaluate.task_report import pooled, task_report
 from minnow.evaluate.text import bits_per_byte
 from minnow.files import write_json
 from minnow.loops import Rate
-from minnow.progress import track
 from minnow.recipe.tasks import load_task
 from minnow.rollout import Sampling
 from minnow.rollout.text_engine import LocalTextEngine
@@ -124,13 +124,9 @@ def _measure(
             f"no prompt of the task {task.name!r} and {budget} new tokens fit the context of {opened.context}; lower "
             "--max-new-tokens or take a model with a longer one"
         )
-    digest = weights_digest(opened.path) if out is not None else None
-    settings = Settings(opened.name, opened.runtime, digest, budget, seed, raw=False, stop_on_loop=False)
-    kept = AnswerFile(None if out is None else out / f"{task.name}.jsonl", settings)
+    file = None if out is None else out / f"{task.name}.jsonl"
     wanted = questions({task.name: fitting}, [temperature], 1)
-    held = sum(kept.holds(each) for each in wanted)
-    with track(len(wanted), f"eval {task.name}", "answers", done=held) as bar:
-        rows = survey(opened.engine, opened.tokenizer, wanted, kept, bar.advance)
+    rows = ask(opened, wanted, file, survey_settings(opened, file, budget, seed), f"eval {task.name}")
     return {
         "temperature": temperature,
         "max_new_tokens": budget,

@@ -9,14 +9,21 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.output import AsJson, Threads, columns, emit
-from minnow.cli.text_models import NO_SERVER, ServerFlags, TextModel, length_beyond, open_text_model, weights_digest
+from minnow.cli.text_models import (
+    NO_SERVER,
+    ServerFlags,
+    TextModel,
+    ask,
+    length_beyond,
+    open_text_model,
+    survey_settings,
+)
 from minnow.errors import UserError
 from minnow.evaluate.loops import MINNOW, LoopRates, by_temperature, loop_examples
 from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
-from minnow.evaluate.survey import FAILED, AnswerFile, Settings, judged_of, questions, survey
+from minnow.evaluate.survey import FAILED, Settings, judged_of, questions
 from minnow.files import write_json
 from minnow.loops import Rate
-from minnow.progress import track
 from minnow.recipe.mapping import nearest
 from minnow.rollout import Sampling
 from minnow.tasks import Example
@@ -79,20 +86,8 @@ def measure(
             sets = {POCKET: _world_prompts(opened, n)} | sets
             sets = {name: sets[name] for name in dict.fromkeys(prompts or (POCKET,))}
         _check_lengths(opened, sets, max_new_tokens, raw)
-        settings = Settings(
-            opened.name,
-            opened.runtime,
-            weights_digest(opened.path) if file is not None else None,
-            max_new_tokens,
-            seed,
-            raw,
-            stop_on_loop,
-        )
-        kept = AnswerFile(file, settings)
-        wanted = questions(sets, temperature, samples)
-        held = sum(kept.holds(each) for each in wanted)
-        with track(len(wanted), "loops measure", "answers", done=held) as bar:
-            rows = survey(opened.engine, opened.tokenizer, wanted, kept, bar.advance)
+        settings = survey_settings(opened, file, max_new_tokens, seed, raw, stop_on_loop)
+        rows = ask(opened, questions(sets, temperature, samples), file, settings, "loops measure")
     document = _document(opened, settings, sets, rows)
     if out is not None and file != out:
         write_json(out / "measurement.json", document)

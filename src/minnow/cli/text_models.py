@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from minnow.cli.models import open_model
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
+from minnow.evaluate.survey import AnswerFile, Question, Settings, survey
+from minnow.progress import track
 from minnow.recipe.folder import hash_file
 from minnow.recipe.run_record import RunRecord
 from minnow.rollout import TorchEngine
@@ -105,6 +107,23 @@ def weights_digest(path: Path | None) -> str | None:
         return None
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return "-".join(hash_file(each)[:16] for each in files)
+
+
+def survey_settings(
+    opened: TextModel, file: Path | None, max_new_tokens: int, seed: int, raw: bool = False, stop_on_loop: bool = False
+) -> Settings:
+    """What the model's answers that are kept in ``file`` have in common; weights count only where answers are kept."""
+    digest = None if file is None else weights_digest(opened.path)
+    return Settings(opened.name, opened.runtime, digest, max_new_tokens, seed, raw, stop_on_loop)
+
+
+def ask(
+    opened: TextModel, wanted: Sequence[Question], file: Path | None, settings: Settings, label: str
+) -> list[dict[str, Any]]:
+    """The rows of ``wanted`` (:func:`minnow.evaluate.survey.survey`), with a bar; what ``file`` holds is not asked again."""
+    kept = AnswerFile(file, settings)
+    with track(len(wanted), label, "answers", done=sum(map(kept.holds, wanted))) as bar:
+        return survey(opened.engine, opened.tokenizer, wanted, kept, bar.advance)
 
 
 def length_beyond(opened: TextModel, example: Example, budget: int, raw: bool = False) -> int | None:

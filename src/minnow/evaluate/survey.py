@@ -234,6 +234,11 @@ def judged_of(row: Mapping[str, Any]) -> Judged:
     )
 
 
+def ending_of(row: Mapping[str, Any]) -> str:
+    """How an answer ended; a loop that was only seen afterwards counts as its end."""
+    return row["finish_reason"] if row["loop"] is None else "loop"
+
+
 def survey(
     engine: TextEngine,
     tokenizer: Tokenizer | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from minnow.evaluate.loops import LoopRates
 from minnow.evaluate.measure import score_text
-from minnow.evaluate.survey import FAILED, judged_of
+from minnow.evaluate.survey import FAILED, ending_of, judged_of
 from minnow.loops import Rate
 from minnow.loops.rate import Z_95
 from minnow.tasks import Example, Score
@@ -30,10 +30,7 @@ def task_report(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) 
         ``failed``, ``verifier_faults`` with the first of them spelled out, and a few wrong answers with the reason.
     """
     answered = [(example, row) for example, row in zip(examples, rows, strict=True) if row["finish_reason"] != FAILED]
-    scores = [
-        score_text(example, row["text"], "loop" if row["loop"] is not None else row["finish_reason"])
-        for example, row in answered
-    ]
+    scores = [score_text(example, row["text"], ending_of(row)) for example, row in answered]
     out: dict[str, Any] = {"n": len(scores), "failed": len(rows) - len(scores)}
     if not scores:
         return out | {"errors": [row["error"] for row in rows[:_SHOWN]]}
