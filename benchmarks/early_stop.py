@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minnow.cli.models import run_of
 from minnow.loops import CUT_AFTER, LoopWatch, Rate
+from minnow.recipe.run_record import world_of
 from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Rollout, Sampling, TorchEngine
 
@@ -28,11 +28,7 @@ PERSISTENCES = (0, 64, 128, 256, 384, 512, 640, CUT_AFTER)
 
 def answers(checkpoint: Path, split: str, skip: int, n: int, sampling: Sampling) -> tuple[TorchEngine, list[Rollout]]:
     engine, _, tokenizer = engine_of(checkpoint)
-    run = run_of(checkpoint)
-    world = None if run is None else run.world()
-    if world is None:
-        raise SystemExit(f"{checkpoint} belongs to no run on a pocket world")
-    examples = world.loop_prone(split, skip + n)[skip:]
+    examples = world_of(checkpoint).loop_prone(split, skip + n)[skip:]
     return engine, engine.generate([(e.id, tokenizer.prompt(e.messages, e.tools)) for e in examples], sampling)
 
 

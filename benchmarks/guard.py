@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minnow.cli.models import run_of
 from minnow.data.tokenizer import Tokenizer
 from minnow.evaluate.measure import answer, tally
 from minnow.loops import Dry, LzPenalty, Penalty, Rate, breaker_tokens, find_text_loops
+from minnow.recipe.run_record import world_of
 from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Guard, Rollout, Sampling
 from minnow.tasks import Example
@@ -81,10 +81,7 @@ def main() -> None:
     )
     for checkpoint in options.checkpoints:
         engine, _, tokenizer = engine_of(checkpoint)
-        run = run_of(checkpoint)
-        world = None if run is None else run.world()
-        if world is None:
-            raise SystemExit(f"{checkpoint} belongs to no run on a pocket world")
+        world = world_of(checkpoint)
         tasks = [example for task in world.TASKS for example in world.examples(task, "held_out", options.each)]
         sets = {"loop-prone": world.loop_prone("held_out", options.n), "all tasks": tasks}
         for name, examples in sets.items():

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 import transformers
 
-from minnow.cli.models import run_of
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import export_gguf
+from minnow.recipe.run_record import world_of
 from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Sampling
 from minnow.rollout.server_engine import ServerEngine
@@ -119,11 +119,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    run = run_of(options.checkpoint)
-    world = None if run is None else run.world()
-    if world is None:
-        raise SystemExit(f"{options.checkpoint} belongs to no run on a pocket world")
-    examples = world.loop_prone("held_out", options.prompts)
+    examples = world_of(options.checkpoint).loop_prone("held_out", options.prompts)
     seconds: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -39,22 +39,19 @@ def _grams(tokens: Sequence[int], size: int = 8) -> set[tuple[int, ...]]:
 
 def labelled(checkpoint: Path, n: int, shown: int, budget: int) -> Iterator[dict[str, Any]]:
     """Rows ``text``, ``content``, ``id`` and ``model``; ``content`` is None where the outcome does not tell."""
-    from minnow.cli.models import run_of
+    from minnow.recipe.run_record import world_of
     from minnow.recipe.stages.sources import engine_of
     from minnow.rollout import Sampling
 
     engine, _, tokenizer = engine_of(checkpoint)
-    run = run_of(checkpoint)
-    world = None if run is None else run.world()
-    if run is None or world is None:
-        raise SystemExit(f"{checkpoint} belongs to no run on a pocket world")
+    world = world_of(checkpoint)
     examples = world.loop_prone("held_out", n)
     prompts = [(example.id, tokenizer.prompt(example.messages, example.tools)) for example in examples]
     for rollout in engine.generate(prompts, Sampling(0.0, budget, stop_on_loop=False)):
         text = tokenizer.decode(rollout.token_ids[:shown])
         content = label(rollout.token_ids, rollout.finish_reason == "stop", shown)
         stage = checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
-        yield {"text": text, "content": content, "id": rollout.prompt_id, "model": f"seed {run.seed}, {stage}"}
+        yield {"text": text, "content": content, "id": rollout.prompt_id, "model": f"seed {world.seed}, {stage}"}
 
 
 def read_answers(file: Path) -> Iterator[Case]:

@@ -15,7 +15,7 @@ from minnow.agent.long_context import map_reduce as in_parts
 from minnow.agent.pages import PageError
 from minnow.cli.agent_tools import offered_tools
 from minnow.cli.output import AsJson, Threads, emit, size_text, warn
-from minnow.cli.text_models import Server, open_text_model
+from minnow.cli.text_models import NO_SERVER, ServerFlags, open_text_model
 from minnow.data.calls import CallError
 from minnow.errors import UserError
 from minnow.rollout import Sampling
@@ -40,7 +40,7 @@ def agent(
     seed: int = 0,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     threads: Threads = None,
-    server: Annotated[Server, tyro.conf.OmitArgPrefixes] = Server(),  # noqa: B008  (a frozen dataclass)
+    server: ServerFlags = NO_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model that has tools one question, and see what it looked up.

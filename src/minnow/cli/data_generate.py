@@ -79,7 +79,7 @@ def generate(
         answers, name = worked_answers(examples), REFERENCES
     else:
         with open_text_model(source, server, tokenizer, threads, settings.max_new_tokens) as opened:
-            examples, held_out = _prompts(prompts, n, seed, None if opened.run is None else opened.run.world())
+            examples, held_out = _prompts(prompts, n, seed, opened.world())
             answers, name = _answers(opened, examples, settings, seed, kept), opened.name
     evaluation += [" ".join(each["content"] for each in example.messages) for example in held_out]
     grades = Journal(kept / "grades.jsonl", {"seed": seed}) if judges else None

@@ -68,7 +68,7 @@ def grade(
     for place, source in enumerate(models):
         with open_text_model(source, NO_SERVER, tokenizer, threads, _OPENING_TOKENS) as opened:
             if not examples:
-                found = read_given(prompts, n, seed, None if opened.run is None else opened.run.world())
+                found = read_given(prompts, n, seed, opened.world())
                 examples = [each for each in found if each.split == "train" and each.reference]
                 if not examples:
                     raise UserError("none of the prompts has a worked example; name tasks")

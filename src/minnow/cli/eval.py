@@ -79,7 +79,7 @@ def evaluate(
         raise UserError(f"--n is {n}; ask at least 1 example of each task")
     Sampling(temperature, max_new_tokens or 1)
     with open_text_model(source, server, tokenizer, threads, max_new_tokens or _OPENING_TOKENS) as opened:
-        world = None if opened.run is None else opened.run.world()
+        world = opened.world()
         texts = {name: _documents(name, n) for name in named if name.startswith(TEXT)}
         harness = [name.removeprefix(HARNESS) for name in named if name.startswith(HARNESS)]
         own = [name for name in named if name not in texts and not name.startswith(HARNESS)]

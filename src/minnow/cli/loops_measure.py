@@ -88,7 +88,7 @@ def measure(
         _check_lengths(opened, sets, max_new_tokens, raw)
         settings = survey_settings(opened, file, max_new_tokens, seed, raw, stop_on_loop)
         rows = ask(opened, questions(sets, temperature, samples), file, settings, "loops measure")
-    document = _document(opened, settings, sets, rows)
+    document = _document(settings, sets, rows)
     if out is not None and file != out:
         write_json(out / "measurement.json", document)
     emit(document, _measured_text(document), as_json)
@@ -107,7 +107,7 @@ def _check_lengths(opened: TextModel, sets: dict[str, list[Example]], budget: in
 
 
 def _world_prompts(opened: TextModel, n: int | None) -> list[Example]:
-    world = None if opened.run is None else opened.run.world()
+    world = opened.world()
     if world is None:
         raise UserError(
             f"{opened.name} does not belong to a run on the pocket world, which has prompts of its own; "
@@ -124,9 +124,7 @@ def _read_set(name: str, n: int | None, raw: bool) -> list[Example]:
     return read_prompts(Path(name), raw)[:n]
 
 
-def _document(
-    opened: TextModel, settings: Settings, sets: dict[str, list[Example]], rows: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _document(settings: Settings, sets: dict[str, list[Example]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     failed = [row for row in rows if row["finish_reason"] == FAILED]
     if len(failed) == len(rows):
         raise UserError(f"none of {len(rows)} prompts was answered; the first failed with: {failed[0]['error']}")

@@ -22,7 +22,7 @@ from minnow.rollout import TorchEngine
 from minnow.rollout.scoring import Scorer, TorchScorer
 from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextEngine
-from minnow.tasks import Example
+from minnow.tasks import Example, PocketWorld
 
 SERVER = "server"
 KEY_VARIABLE = "MINNOW_API_KEY"
@@ -60,6 +60,10 @@ class TextModel:
     tokenizer: Tokenizer | None = None
     context: int | None = None
     run: RunRecord | None = None
+
+    def world(self) -> PocketWorld | None:
+        """The pocket world that the model was trained on, if it was on one."""
+        return None if self.run is None else self.run.world()
 
 
 @contextmanager

@@ -59,3 +59,16 @@ def run_of(path: Path) -> RunRecord | None:
                     f"{file} was not written by this version of 'minnow run' ({error!r}); run the recipe again"
                 ) from error
     return None
+
+
+def world_of(path: Path) -> PocketWorld:
+    """The pocket world of the run that ``path`` belongs to.
+
+    Raises:
+        UserError: it belongs to none on a pocket world, or as :func:`run_of`.
+    """
+    run = run_of(path)
+    world = None if run is None else run.world()
+    if world is None:
+        raise UserError(f"{path} belongs to no run on a pocket world; give a checkpoint of one")
+    return world
