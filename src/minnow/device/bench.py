@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
-import minnow
+from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 
 Engine = Literal["llama.cpp", "torch"]
@@ -53,7 +47,7 @@ class Timing:
         return busy / (self.ttft_ms + float(self.token_ms.sum()))
 
 
-class Bench:
+class Bench(WorkerProcess):
     """A worker process with one model open; use it as a context manager.
 
     Args:
@@ -67,21 +61,8 @@ class Bench:
     """
 
     def __init__(self, engine: Engine, model: Path, positions: int, threads: int) -> None:
+        super().__init__("minnow.device.bench_worker", OMP_NUM_THREADS=str(threads))
         self.model = model
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        root = str(Path(minnow.__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "minnow.device.bench_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            # A failed assertion would start a debugger to print a backtrace, which takes seconds.
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl-C is for the parent, which then closes the worker
-        )
         try:
             #: load_seconds, before_bytes (held before the model was opened), vocab_size
             self.opened = self._ask(engine=engine, model=str(model), positions=positions, threads=threads)
@@ -89,26 +70,6 @@ class Bench:
             self.close()
             raise
         self.last: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the worker."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            try:
-                if stream is not None:
-                    stream.close()
-            except BrokenPipeError:
-                pass
-        self._log.close()
 
     def run(self, prompt: int, answer: int) -> Timing:
         """Read ``prompt`` random tokens and decode ``answer`` more after the first; the end token is ignored."""
@@ -127,34 +88,21 @@ class Bench:
         return {"peak": peak, "before": before, **parts, "other": max(0, peak - before - sum(parts.values()))}
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
         try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+            answer = self._exchange(request)
+        except WorkerDied as death:
             raise UserError(
-                f"the runtime died ({reason}) on {self.model}{self._complaint()}; it cannot be measured here"
-            )
-        answer = json.loads(line)
+                f"the runtime died ({death}) on {self.model}{self._complaint()}; it cannot be measured here"
+            ) from None
         if "error" in answer:
             if answer["kind"] == "ModuleNotFoundError":
                 raise UserError(f'{answer["error"]}; run: pip install "minnow[export]"')
             raise UserError(f"{self.model} could not be opened: {answer['error']}{self._complaint()}; check the file")
         return answer
 
-    def _written(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode("utf-8", "replace")
-
     def _complaint(self) -> str:
-        telling = [each for each in self._written().splitlines() if re.search(r"GGML_ASSERT|[Ee]rror|failed", each)]
-        return f": {telling[-1].strip()}" if telling else ""
+        telling = self._complaints()
+        return f": {telling[-1]}" if telling else ""
 
 
 def _buffers(log: str) -> dict[str, int]:

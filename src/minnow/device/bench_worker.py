@@ -7,7 +7,6 @@ every later one is a timed run. What the runtime writes to stdout or stderr goes
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minnow.device.machine import peak_rss_bytes
+from minnow.device.worker_process import answers
 
 
 class Runner(Protocol):
@@ -136,13 +136,7 @@ def _time(runner: Runner, ids: np.ndarray, answer: int) -> dict[str, Any]:
 
 def main() -> None:
     """Open the model that the first line names, then run until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
+    say = answers()
     opening = json.loads(sys.stdin.readline())
     before, start = peak_rss_bytes(), time.perf_counter()
     try:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-import minnow
+from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 from minnow.loops import CUT_AFTER, Loop
 
@@ -46,7 +40,7 @@ class Generated:
     loop: Loop | None = None
 
 
-class LlamaCpp:
+class LlamaCpp(WorkerProcess):
     """A worker process with one GGUF file loaded; use it as a context manager.
 
     Args:
@@ -72,21 +66,7 @@ class LlamaCpp:
                 raise UserError(f"{file} is not a GGUF file; give a .gguf file written by 'minnow export'")
         self.file, self.n_ctx, self.sequences = file, n_ctx, sequences
         self._scratch = tempfile.TemporaryDirectory()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        root = str(Path(minnow.__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "minnow.device.llama_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            encoding="utf-8",
-            # A failed assertion would start a debugger to print a backtrace, which takes seconds.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
-            # Ctrl-C is for the parent, which then closes the worker.
-            start_new_session=True,
-        )
+        super().__init__("minnow.device.llama_worker")
         try:
             #: load_seconds, peak_rss_before_bytes, vocab_size, eos, version, system_info
             self.info: dict[str, Any] = self._ask(
@@ -96,30 +76,9 @@ class LlamaCpp:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the worker."""
-        return self._process.pid
-
     def close(self) -> None:
         """End the worker."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            try:
-                if stream is not None:
-                    stream.close()
-            except BrokenPipeError:
-                pass
-        self._log.close()
+        super().close()
         self._scratch.cleanup()
 
     def tokenize(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
@@ -216,17 +175,14 @@ class LlamaCpp:
             )
 
     def _ask(self, op: str, **arguments: Any) -> Any:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
         try:
-            stdin.write(json.dumps({"op": op, **arguments}) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except (BrokenPipeError, ValueError):
-            line = ""
-        if not line:
-            raise UserError(self._obituary(op))
-        answer = json.loads(line)
+            answer = self._exchange({"op": op, **arguments})
+        except WorkerDied as death:
+            complaint = self._complaint()
+            raise UserError(
+                f"llama.cpp died ({death}) during '{op}' on {self.file}{': ' + complaint if complaint else ''}; "
+                "start it again, and export the checkpoint again if it dies once more"
+            ) from None
         if "error" not in answer:
             return answer["ok"]
         if answer["kind"] == "UnknownLayout":
@@ -241,18 +197,6 @@ class LlamaCpp:
             )
         raise UserError(f"llama.cpp could not {op.replace('_', ' ')} with {self.file.name}: {answer['error']}")
 
-    def _obituary(self, op: str) -> str:
-        code = self._process.wait()
-        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-        complaint = self._complaint()
-        return (
-            f"llama.cpp died ({reason}) during '{op}' on {self.file}{': ' + complaint if complaint else ''}; "
-            "start it again, and export the checkpoint again if it dies once more"
-        )
-
     def _complaint(self) -> str:
         """The line of llama.cpp's log that says what went wrong, if there is one."""
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").splitlines()
-        telling = [line for line in lines if re.search(r"GGML_ASSERT|error|Error|failed", line)]
-        return telling[0].strip() if telling else ""
+        return next(iter(self._complaints()), "")

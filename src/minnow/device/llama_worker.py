@@ -9,7 +9,6 @@ A request is ``{"op": name, ...arguments}``; an answer is ``{"ok": ...}`` or ``{
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minnow.device.machine import peak_rss_bytes
+from minnow.device.worker_process import answers
 from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
@@ -209,9 +209,7 @@ class Worker:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    worker = Worker()
+    say, worker = answers(), Worker()
     for line in sys.stdin:
         request = json.loads(line)
         operation: Callable[..., Any] = getattr(worker, request.pop("op"))
@@ -219,8 +217,7 @@ def main() -> None:
             answer: dict[str, Any] = {"ok": operation(**request)}
         except Exception as error:  # noqa: BLE001  the parent makes a sentence of it; this process goes on answering
             answer = {"error": str(error), "kind": type(error).__name__}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        say(answer)
 
 
 if __name__ == "__main__":

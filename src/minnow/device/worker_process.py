@@ -1,0 +1,115 @@
+"""A Python module in a process of its own that is asked and answers: one JSON request a line, one JSON answer a line.
+
+An assertion inside a runtime then ends that process and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import minnow
+
+
+class WorkerDied(Exception):
+    """The process ended instead of answering; the text says how: its signal or exit code."""
+
+
+class WorkerProcess:
+    """The parent's side; use it as a context manager.
+
+    Args:
+        module: run with ``python -m``; its ``main`` says its answers through :func:`answers`.
+        environment: added to this process's own.
+    """
+
+    def __init__(self, module: str, **environment: str) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+        root = str(Path(minnow.__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            # A failed assertion would start a debugger to print a backtrace, which takes seconds.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"} | environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which then closes the worker
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End the worker."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            try:
+                if stream is not None:
+                    stream.close()
+            except BrokenPipeError:
+                pass
+        self._log.close()
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to ``request``.
+
+        Raises:
+            WorkerDied: there is none.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except (BrokenPipeError, ValueError):
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise WorkerDied(f"signal {-code}" if code < 0 else f"exit code {code}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _written(self) -> str:
+        """What the worker wrote to stdout and stderr so far."""
+        self._log.seek(0)
+        return self._log.read().decode("utf-8", "replace")
+
+    def _complaints(self) -> list[str]:
+        """The lines of it that say what went wrong."""
+        lines = self._written().splitlines()
+        return [line.strip() for line in lines if re.search(r"GGML_ASSERT|[Ee]rror|failed", line)]
+
+
+def answers() -> Callable[[dict[str, Any]], None]:
+    """In the worker: what says an answer. What libraries print to stdout goes to stderr from now on."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        stream.write(json.dumps(answer) + "\n")
+        stream.flush()
+
+    return say
