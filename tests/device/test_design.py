@@ -179,6 +179,13 @@ def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[st
     assert again["winner"] == found["winner"] and len(set(trained)) == len(trained)
 
 
+def test_designs_that_differ_in_type_or_kernel_alone_are_measured_apart(machine: list[str], tmp_path: Path) -> None:
+    one = next(designs(SPACE))
+    alike = [one, replace(one, kind="Q8_0"), replace(one, kernel=4)]
+    found = module.measured(alike, BUDGET, Journal(tmp_path / "journal.jsonl"), Measuring(), "designs")
+    assert list(found) == alike and machine == [one.name] * 3
+
+
 def test_the_command_writes_what_transformers_and_run_open(
     machine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

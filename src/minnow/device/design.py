@@ -27,6 +27,7 @@ Train = Callable[[Design, int], float]
 """Loss of a design after short training on so many tokens."""
 
 _ANSWER = 24  # tokens decoded for a measurement
+_AT_ONCE = 5  # models that take turns
 _FINALISTS = 4
 _PER_SHARE = 2  # candidates for training from each share of attention layers
 
@@ -79,25 +80,23 @@ def measured(
     host process, whose own memory is not the model's), ``spread``, ``cpu_share``."""
     asked = [budget.ttft_tokens, budget.decode_depth, budget.context, asdict(how), describe_machine()["cpu"]]
     found = {one: known for one in wanted if (known := journal.known("measure", asdict(one), *asked)) is not None}
-    left = {one.name: one for one in wanted if one not in found}
     prompts = list(dict.fromkeys([budget.ttft_tokens, budget.decode_depth]))
-
-    def one_kind(kind: str, bar_step: Callable[[str], None]) -> None:
-        group = {name: one for name, one in left.items() if one.kind == kind}
-        names = list(group)
-        for start in range(0, len(names), 5):
-            part = {name: group[name].config() for name in names[start : start + 5]}
-            speeds = time_shapes(
-                part, prompts, _ANSWER, how.repeats, how.threads, kind=kind, positions=budget.context, done=bar_step
-            )
-            for name, speed in speeds.items():
-                value = _values(speed, budget, prompts)
-                found[group[name]] = journal.keep(value, "measure", asdict(group[name]), *asked)
-
-    if left:
-        with track(len(left), label, "models") as bar:
-            for kind in dict.fromkeys(one.kind for one in left.values()):
-                one_kind(kind, lambda name: bar.advance(1))
+    groups: dict[tuple[str, int], list[Design]] = {}  # within which names are unique
+    for one in dict.fromkeys(wanted):
+        if one not in found:
+            groups.setdefault((one.kind, one.kernel), []).append(one)
+    if groups:
+        with track(sum(map(len, groups.values())), label, "models") as bar:
+            for (kind, _), group in groups.items():
+                for start in range(0, len(group), _AT_ONCE):
+                    part = {one.name: one for one in group[start : start + _AT_ONCE]}
+                    speeds = time_shapes(
+                        {name: one.config() for name, one in part.items()}, prompts, _ANSWER, how.repeats, how.threads,
+                        kind=kind, positions=budget.context, done=lambda name: bar.advance(1),
+                    )  # fmt: skip
+                    for name, one in part.items():
+                        value = _values(speeds[name], budget, prompts)
+                        found[one] = journal.keep(value, "measure", asdict(one), *asked)
     return {one: found[one] for one in wanted}
 
 
