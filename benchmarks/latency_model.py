@@ -41,8 +41,9 @@ def main() -> None:
     unseen = []
     for place in range(given.unseen):
         width = given.widths[place % len(given.widths)]
-        pool = [one for one in kept if one.width == width and one not in unseen]
-        pool = [one for one in pool if one not in table_designs([one for one in kept if one.width == width])]
+        wide = [one for one in kept if one.width == width]
+        seen = {*table_designs(wide), *unseen}
+        pool = [one for one in wide if one not in seen]
         unseen.append(pool[random.integers(len(pool))])
     found = measured(unseen, budget, journal, how, "unseen designs")
     rows, errors = [["design", "TTFT at 64", "predicted", "token", "predicted", "memory", "predicted"]], []
