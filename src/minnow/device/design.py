@@ -92,11 +92,12 @@ def measured(
                     part = {one.name: one for one in group[start : start + _AT_ONCE]}
                     speeds = time_shapes(
                         {name: one.config() for name, one in part.items()}, prompts, _ANSWER, how.repeats, how.threads,
-                        kind=kind, positions=budget.context, done=lambda name: bar.advance(1),
+                        kind=kind, positions=budget.context,
                     )  # fmt: skip
                     for name, one in part.items():
                         value = _values(speeds[name], budget, prompts)
                         found[one] = journal.keep(value, "measure", asdict(one), *asked)
+                    bar.advance(len(part))
     return {one: found[one] for one in wanted}
 
 

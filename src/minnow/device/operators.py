@@ -98,8 +98,8 @@ def operator_costs(
     with track(len(unique), f"operators, {engine}", "models") as bar:
         speeds = time_shapes(
             {name: config for config, name in unique.items()}, contexts, _ANSWER, repeats, threads, engine, kind,
-            at_once=len(unique), done=lambda name: bar.advance(1),
         )  # fmt: skip
+        bar.advance(len(unique))
     rows = [
         _row(name, pairs.get(name), place, context, {c: speeds[n][place] for c, n in unique.items()}, pairs)
         for name in [*operators(width), FEED_FORWARD]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,33 +46,25 @@ def time_shapes(
     threads: int = 1,
     engine: Engine = "llama.cpp",
     kind: str = "Q4_0",
-    at_once: int = 6,
     positions: int = 0,
-    done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[Speed]]:
-    """The speed of each shape after each of ``prompts``, ``at_once`` of them open and taking turns.
+    """The speed of each shape after each of ``prompts``; all are open together and take turns.
 
     Args:
         kind: GGUF type; of no meaning to torch.
         positions: room for tokens that the runtime sets aside, at least; the memory depends on it.
-        done: called with the name of a shape that has been timed.
     """
-    found: dict[str, list[Speed]] = {}
-    names = list(shapes)
+    found: dict[str, list[Speed]] = {name: [] for name in shapes}
     room = max(positions, max(prompts) + answer + 1)
-    for start in range(0, len(names), at_once):
-        group = names[start : start + at_once]
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            benches = []
-            for place, name in enumerate(group):
-                path = _written(shapes[name], Path(folder) / str(place), engine, kind)
-                benches.append(stack.enter_context(Bench(engine, path, room, threads)))
-            for prompt in prompts:
-                timings = interleaved(benches, prompt, answer, repeats)
-                for name, bench, runs in zip(group, benches, timings, strict=True):
-                    found.setdefault(name, []).append(_speed(prompt, runs, bench, threads == 1))
-        for name in group:
-            done(name)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        benches = []
+        for place, config in enumerate(shapes.values()):
+            path = _written(config, Path(folder) / str(place), engine, kind)
+            benches.append(stack.enter_context(Bench(engine, path, room, threads)))
+        for prompt in prompts:
+            timings = interleaved(benches, prompt, answer, repeats)
+            for name, bench, runs in zip(shapes, benches, timings, strict=True):
+                found[name].append(_speed(prompt, runs, bench, threads == 1))
     return found
 
 
