@@ -46,10 +46,7 @@ class LlamaRunner:
 
     def prefill(self, ids: np.ndarray) -> int:
         self._llama.clear()
-        logits = np.empty((0, 0), np.float32)
-        for start in range(0, len(ids), self._llama.n_batch):
-            span = np.arange(start, min(start + self._llama.n_batch, len(ids)))
-            logits = self._llama.decode(ids[span], span, np.zeros(len(span)), span == len(ids) - 1)
+        logits = self._llama.prefill(ids)
         self._position = len(ids)
         return int(logits[0].argmax())
 

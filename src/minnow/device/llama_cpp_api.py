@@ -185,6 +185,14 @@ class Llama:
         """Forget one sequence."""
         self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
+    def prefill(self, tokens: np.ndarray, row: int = 0) -> np.ndarray:
+        """Run a prompt of any length into one sequence; logits ``[1, vocab_size]`` after its last token."""
+        logits = np.empty((0, self.vocab_size), np.float32)
+        for start in range(0, len(tokens), self.n_batch):
+            span = np.arange(start, min(start + self.n_batch, len(tokens)))
+            logits = self.decode(tokens[span], span, np.full(len(span), row), span == len(tokens) - 1)
+        return logits
+
     def decode(self, tokens: np.ndarray, positions: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Run at most ``n_batch`` tokens of any sequences.
 

@@ -149,7 +149,7 @@ class Worker:
                     llama.forget(row)
                     if watch is not None:
                         watch.reset(row)
-                    logits = self._prefill(np.asarray(prompts[index], np.int32), row)
+                    logits = llama.prefill(np.asarray(prompts[index], np.int32), row)
                     if banned:
                         logits = logits.copy()
                         logits[:, banned] = -np.inf
@@ -175,14 +175,6 @@ class Worker:
                 for slot in slots.values():
                     slot.position += 1
         return answers
-
-    def _prefill(self, tokens: np.ndarray, row: int) -> np.ndarray:
-        """Run a prompt into one row; logits ``[1, vocab]`` after its last token."""
-        logits = np.empty((0, self.llama.vocab_size), np.float32)
-        for start in range(0, len(tokens), self.llama.n_batch):
-            span = np.arange(start, min(start + self.llama.n_batch, len(tokens)))
-            logits = self.llama.decode(tokens[span], span, np.full(len(span), row), span == len(tokens) - 1)
-        return logits
 
     def _sample(self, slots: dict[int, _Slot], logits: np.ndarray, temperature: float, watch: LoopWatch | None) -> None:
         """Append one token to every slot; its log-probability is the network's own, at temperature 1."""
