@@ -249,15 +249,16 @@ def _pipette(
     """Throughput in tokens per second and latency in seconds, by Pipette's names."""
     found: dict[str, Any] = {}
     for n in lengths:
-        found[f"prefill_throughput_{n}"] = _mean([1e3 * n / run.ttft_ms for run in runs[n]])
+        found[f"prefill_throughput_{n}"] = mean_and_deviation([1e3 * n / run.ttft_ms for run in runs[n]])
     for n in depths:
         first = min(_DECODED, answer)
         speeds = [1e3 / float(run.token_ms[:first].mean()) for run in runs[n]]
-        found[f"decode_throughput_{n}_{first}"] = _mean(speeds)
+        found[f"decode_throughput_{n}_{first}"] = mean_and_deviation(speeds)
         seconds = [(run.ttft_ms + float(run.token_ms.sum())) / 1e3 for run in runs[n]]
-        found[f"end_to_end_latency_{n}_{answer}"] = _mean(seconds)
+        found[f"end_to_end_latency_{n}_{answer}"] = mean_and_deviation(seconds)
     return found
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
+    """As Pipette states a figure."""
     return {"mean": float(np.mean(values)), "stddev": float(np.std(values))}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minnow.device.profile import decode_entry, noise, prefill_entry
+from minnow.device.profile import decode_entry, mean_and_deviation, noise, prefill_entry
 from minnow.errors import UserError
 from minnow.files import read_json
 
@@ -126,10 +126,7 @@ def _entry(document: dict[str, Any]) -> dict[str, Any]:
         document["load_before"] is not None and document["load_before"] > document["cores"] - document["threads"] + 0.5
     )
     pipette = {
-        f"{name}_throughput_{run['length']}{end}": {
-            "mean": float(np.mean([1e3 * tokens / ms for ms in _samples(run)])),
-            "stddev": float(np.std([1e3 * tokens / ms for ms in _samples(run)])),
-        }
+        f"{name}_throughput_{run['length']}{end}": mean_and_deviation([1e3 * tokens / ms for ms in _samples(run)])
         for run in runs
         for name, end, tokens in [
             ("prefill", "", run["length"]) if run["kind"] == "prefill" else ("decode", f"_{_ANSWER}", _ANSWER)
