@@ -31,6 +31,14 @@ _ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls",
 _CUT = {"length", "max_tokens", "max_length", "model_length"}
 
 
+def check_server(url: str, api_key: str | None) -> None:
+    """Raise :class:`UserError` unless ``url`` is a server's address and ``api_key``, if any, fits into a header."""
+    if not _host(url):
+        raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise UserError("the API key holds a line end or a letter that no header can; set its variable again")
+
+
 class _Retry(Exception):
     """Worth another try, ``after`` seconds at least."""
 
@@ -60,7 +68,7 @@ class ServerEngine:
         api_key: sent as a bearer token, and left out of every message.
 
     Raises:
-        UserError: an address that is none, or a concurrency or timeout of nothing.
+        UserError: an address or a key that is none, or a concurrency or timeout of nothing.
     """
 
     batch = None
@@ -74,15 +82,12 @@ class ServerEngine:
         pause: float = 1.0,
         api_key: str | None = None,
     ) -> None:
-        if not _host(url):
-            raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
+        check_server(url, api_key)
         if concurrency < 1 or timeout <= 0:
             raise UserError(
                 f"{concurrency} requests at once with {timeout:g} seconds of patience cannot be made; use at least one "
                 "request and more than 0 seconds"
             )
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise UserError("the API key holds a line end or a letter that no header can; set its variable again")
         self.url, self.model = url.rstrip("/"), model
         self.concurrency, self.timeout, self.pause = concurrency, timeout, pause
         self._key = api_key

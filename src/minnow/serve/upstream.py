@@ -9,8 +9,7 @@ from typing import Any
 import httpx2 as httpx
 
 from minnow.data.calls import Call
-from minnow.errors import UserError
-from minnow.rollout.server_engine import ServerEngine
+from minnow.rollout.server_engine import check_server
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.events import events
@@ -28,6 +27,9 @@ class UpstreamSource:
         connect: seconds until a connection has to stand.
         stall: seconds without a sign of life after which the answer counts as broken off.
 
+    Raises:
+        UserError: an address or a key that is none.
+
     Attributes:
         sent_bytes: of all request bodies so far: what has left for the server.
     """
@@ -43,8 +45,7 @@ class UpstreamSource:
         stall: float = 30.0,
         api_key: str | None = None,
     ) -> None:
-        if not ServerEngine.is_address(url):
-            raise UserError(f"{url} is no address of a server; write http://HOST:PORT/v1")
+        check_server(url, api_key)
         self.url, self.name, self.slots, self.sent_bytes = url.rstrip("/"), model, slots, 0
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(stall, connect=connect, pool=connect)
