@@ -20,7 +20,7 @@ from minnow.serve.metrics import Metrics
 from minnow.serve.policy import Policy
 from minnow.serve.queue import FairQueue
 from minnow.serve.router import Looked, Routed, Router
-from minnow.serve.source import Piece, Source, Turn
+from minnow.serve.source import Piece, Prompt, Source, Turn
 from minnow.serve.upstream import UpstreamSource
 
 
@@ -92,7 +92,7 @@ class Desk:
         try:
             async with asyncio.timeout(deadline):
                 prompt = await self.local.prepare(ask)
-                parts = self.router.events(ask, prompt, deadline, partial(self._local, client))
+                parts = self.router.events(ask, prompt, deadline, partial(self._local, client, prompt))
                 async with aclosing(parts):
                     async for part in parts:
                         if first:
@@ -105,7 +105,7 @@ class Desk:
             raise ApiError(504, f"the answer was not ready within {deadline:g} s", "deadline_exceeded") from error
 
     async def _local(
-        self, client: str, ask: Ask, begun: str, logprobs: int | None
+        self, client: str, prompt: Prompt, ask: Ask, begun: str, logprobs: int | None
     ) -> AsyncGenerator[Piece | Taken | Finished]:
         if (ask.schema is not None or ask.must_call) and not self.local.enforces:
             raise ApiError(
@@ -114,7 +114,8 @@ class Desk:
                 "unsupported",
                 "response_format" if ask.schema is not None else "tool_choice",
             )
-        prompt = await self.local.prepare(ask)
+        if ask is not prompt.ask:  # with what a search has found
+            prompt = await self.local.prepare(ask)
         seed = secrets.randbits(31) if ask.seed is None else ask.seed
         turn = Turn(begun, ask.temperature, seed, logprobs=logprobs)
         settings = self.settings
