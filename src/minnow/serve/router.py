@@ -77,7 +77,9 @@ class Router:
         read = len(prompt.ids or ()) / self.policy.prefill
         limit = self.policy.cloud.megabytes if self.policy.cloud else None
         sent = self.cloud.sent_bytes if self.cloud else 0
-        personal = next(filter(None, map(personal_data, prompt_text(ask))), None)
+        # Looked for only where it decides something: a long text takes a while.
+        gated = self.policy.cloud is not None and self.policy.personal_data == "local"
+        personal = next(filter(None, map(personal_data, prompt_text(ask))), None) if gated else None
         return Facts(
             wanted=ask.route,
             private=ask.private,
