@@ -28,7 +28,7 @@ class Finished:
         usage: in OpenAI's form.
         timings: milliseconds: ``ttft_ms``, ``total_ms`` by the server's clock, and the runtime's own.
         rewinds, discarded: what the guard did: times, and characters thrown away.
-        mean_logprob: of the answer's tokens; None where they were not asked for.
+        trimmed: messages that were left out of the prompt.
     """
 
     reason: str
@@ -38,7 +38,6 @@ class Finished:
     timings: dict[str, float]
     rewinds: int = 0
     discarded: int = 0
-    mean_logprob: float | None = None
     trimmed: int = 0
 
 
@@ -90,7 +89,7 @@ async def answer(
     """
     start, first = time.monotonic(), None
     visible = _Visible(bool(prompt.ask.tools))
-    tokens, rewinds, discarded, logs = 0, 0, 0, _Mean()
+    tokens, rewinds, discarded = 0, 0, 0
     # A grammar cannot be taken up in the middle.
     held_to = prompt.ask.schema is not None or bool(prompt.ask.must_call)
     stream: AsyncGenerator[Piece | Taken | Ended] = (
@@ -105,7 +104,6 @@ async def answer(
                 yield part
             elif isinstance(part, Piece):
                 tokens += part.tokens
-                logs.add(part)
                 if text := visible.push(part.text):
                     yield part if text == part.text else replace(part, text=text)
             else:
@@ -131,7 +129,6 @@ async def answer(
         timings,
         rewinds,
         discarded,
-        logs.mean,
         prompt.trimmed,
     )
 
@@ -142,17 +139,3 @@ def _usage(prompt: Prompt, ended: Ended, tokens: int) -> dict[str, Any]:
     if ended.cached_tokens is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": ended.cached_tokens}
     return usage
-
-
-@dataclass
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, piece: Piece) -> None:
-        self.total += sum(entry["logprob"] for entry in piece.logprobs)
-        self.count += len(piece.logprobs)
-
-    @property
-    def mean(self) -> float | None:
-        return self.total / self.count if self.count else None
