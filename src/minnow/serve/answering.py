@@ -11,7 +11,7 @@ from typing import Any
 from minnow.data.calls import CALL_END, CALL_START, Call, CallError, parse_any_calls
 from minnow.rollout.guard import Guard
 from minnow.serve.guarded import Taken, guard_stream
-from minnow.serve.source import Ended, Piece, Prompt, Source, Turn
+from minnow.serve.source import Ended, Piece, Prompt, Source, Turn, begun_length
 
 _OPENINGS = (CALL_START, CALL_END, "<tool_call>", "<|python_tag|>")
 _BARE = ("{", "[")  # begin a call only where they begin the answer
@@ -62,7 +62,7 @@ class _Visible:
             return ""
         places = [at for mark in _OPENINGS if (at := self.text.find(mark, self.shown)) >= 0]
         self.opened = bool(places)
-        safe = min(places) if places else len(self.text) - self._begun()
+        safe = min(places) if places else len(self.text) - begun_length(self.text[self.shown :], _OPENINGS)
         new = self.text[self.shown : safe]
         self.shown = max(self.shown, safe)
         return new
@@ -71,12 +71,6 @@ class _Visible:
         """What was held back, where it is no call after all."""
         rest, self.shown = self.text[self.shown :], len(self.text)
         return rest
-
-    def _begun(self) -> int:
-        """The length of the longest end of the text that begins a mark."""
-        most = max(map(len, _OPENINGS)) - 1
-        ends = range(min(most, len(self.text) - self.shown), 0, -1)
-        return next((size for size in ends if any(mark.startswith(self.text[-size:]) for mark in _OPENINGS)), 0)
 
 
 async def answer(

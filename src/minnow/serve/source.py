@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -107,3 +107,9 @@ class Source(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def begun_length(text: str, marks: Sequence[str]) -> int:
+    """The length of the longest end of ``text`` that begins one of ``marks`` without being all of it."""
+    longest = min(max(map(len, marks), default=0) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if any(mark.startswith(text[-size:]) for mark in marks)), 0)

@@ -14,7 +14,7 @@ from minnow.model.language_model import LanguageModel
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.local import prepare
-from minnow.serve.source import Ended, Piece, Prompt, Turn
+from minnow.serve.source import Ended, Piece, Prompt, Turn, begun_length
 
 
 class TorchSource:
@@ -94,7 +94,7 @@ class TorchSource:
                 # A character may still lack its last bytes, and a stop text its end.
                 safe = whole.rstrip("\ufffd")
                 found = min((at for stop in stops if (at := whole.find(stop)) >= 0), default=None)
-                safe = whole[:found] if found is not None else safe[: len(safe) - _begins(safe, stops)]
+                safe = whole[:found] if found is not None else safe[: len(safe) - begun_length(safe, stops)]
                 logprobs = () if turn.logprobs is None else (self._logprob(logits, token, turn.logprobs),)
                 yield Piece(safe[len(text) :], 1, logprobs)
                 text = safe if len(safe) > len(text) else text
@@ -114,12 +114,3 @@ class TorchSource:
 
         top = logs.topk(most).indices.tolist() if most else []
         return entry(token) | {"top_logprobs": [entry(one) for one in top]}
-
-
-def _begins(text: str, stops: tuple[str, ...]) -> int:
-    """The length of the longest end of ``text`` that begins one of ``stops``."""
-    longest = max(map(len, stops), default=0)
-    return next(
-        (size for size in range(min(longest - 1, len(text)), 0, -1) if any(s.startswith(text[-size:]) for s in stops)),
-        0,
-    )
