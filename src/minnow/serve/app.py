@@ -168,7 +168,7 @@ class _Answer(Response):
         self._desk, self._ask, self._reply, self._client, self._limits = desk, ask, reply, client, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._stream(send) if self._ask.stream else self._whole(scope, receive, send))
+        work = asyncio.create_task((self._stream if self._ask.stream else self._whole)(scope, receive, send))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +197,7 @@ class _Answer(Response):
         self._note(response.status_code)
         await response(scope, receive, self._patient(send))
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the answer as fast as it comes, and send it as fast as it is taken."""
         lines: asyncio.Queue[bytes | ApiError | None] = asyncio.Queue()
         making = asyncio.create_task(self._make(lines))
@@ -207,7 +207,7 @@ class _Answer(Response):
                 if isinstance(some, ApiError):
                     if not begun:
                         self._note(some.status)
-                        await _send(patient, _error(some))
+                        await _error(some)(scope, receive, patient)
                         return
                     some = error_event(some.body())
                 if not begun:
@@ -253,11 +253,6 @@ class _Answer(Response):
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send(send: Send, response: Response) -> None:
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": bytes(response.body)})
 
 
 def _error(error: ApiError) -> JSONResponse:
