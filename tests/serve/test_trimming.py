@@ -35,3 +35,16 @@ def test_talk_goes_first_then_calls_with_their_results_never_the_system_or_the_l
     assert kept(3) == ["rules", "third"]
     with pytest.raises(ApiError, match="shorten the last message"):
         kept(1)
+
+
+def test_calls_go_an_exchange_at_a_time_and_a_long_talk_is_counted_a_few_times() -> None:
+    again = [*TALK[:-1], {"role": "user", "content": "again"}, *TALK[4:7], TALK[-1]]
+    assert [message["content"] for message in trimmed(again, len, 5)] == ["rules", CALL, "found", "third"]
+    counted = []
+
+    def count(messages: list[Message]) -> int:
+        counted.append(len(messages))
+        return len(messages)
+
+    assert len(trimmed([*TALK[1:3] * 1000, TALK[-1]], count, 101)) == 101
+    assert len(counted) < 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,13 +22,23 @@ def trimmed(messages: Sequence[Message], count: Callable[[list[Message]], int], 
     Raises:
         ApiError: 400, what must stay does not fit.
     """
-    kept = list(messages)
-    for droppable in (_is_talk, _is_not_system):
-        while count(kept) > room:
-            oldest = _oldest(kept, droppable)
-            if not oldest:
-                break
-            kept = [message for place, message in enumerate(kept) if place not in oldest]
+    if count(list(messages)) <= room:
+        return list(messages)
+    begins = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    exchanges = list(pairwise([0, *begins]))
+    drops = [
+        {place for place in range(begin, end) if droppable(messages[place])}
+        for droppable in (_is_talk, _is_not_system)
+        for begin, end in exchanges
+    ]
+
+    def without(first: int) -> list[Message]:
+        gone = set().union(*drops[:first])
+        return [message for place, message in enumerate(messages) if place not in gone]
+
+    # To count is to tokenise, so the fewest drops that suffice are searched by halves.
+    fewest = bisect_left(range(len(drops)), True, key=lambda first: count(without(first)) <= room)
+    kept = without(fewest)
     if (needed := count(kept)) > room:
         raise ApiError(
             400,
@@ -36,15 +47,6 @@ def trimmed(messages: Sequence[Message], count: Callable[[list[Message]], int], 
             "messages",
         )
     return kept
-
-
-def _oldest(messages: list[Message], droppable: Callable[[Message], bool]) -> set[int]:
-    """The places of what may go of the oldest exchange but the last that has any."""
-    begins = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    for begin, end in pairwise([0, *begins]):
-        if places := {place for place in range(begin, end) if droppable(messages[place])}:
-            return places
-    return set()
 
 
 def _is_talk(message: Message) -> bool:
