@@ -215,7 +215,8 @@ def load_policy(path: Path) -> Policy:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a policy ({error}); name a YAML file") from error
+    document = load_yaml(text, str(path)) or {}
     try:
-        return from_mapping(Policy, load_yaml(text, str(path)) or {})
+        return from_mapping(Policy, document)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
