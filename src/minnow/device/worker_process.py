@@ -19,6 +19,14 @@ from typing import Any, Self
 import minnow
 
 
+def worker_environment() -> dict[str, str]:
+    """The environment of a process that runs a module of this package, llama.cpp in it."""
+    root = str(Path(minnow.__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # A failed assertion would start a debugger to print a backtrace, which takes seconds.
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
+
+
 class WorkerDied(Exception):
     """The process ended instead of answering; the text says how: its signal or exit code."""
 
@@ -33,8 +41,6 @@ class WorkerProcess:
 
     def __init__(self, module: str, **environment: str) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        root = str(Path(minnow.__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -42,8 +48,7 @@ class WorkerProcess:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            # A failed assertion would start a debugger to print a backtrace, which takes seconds.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"} | environment,
+            env=worker_environment() | environment,
             start_new_session=True,  # Ctrl-C is for the parent, which then closes the worker
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,9 @@ from typing import Any
 
 import httpx2 as httpx
 
-import minnow
 from minnow.data.chat import END, END_OF_TEXT
 from minnow.data.tokenizer import Tokenizer
+from minnow.device.worker_process import worker_environment
 from minnow.errors import UserError
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
@@ -59,8 +58,6 @@ class LlamaSource:
         self._start()
 
     def _start(self) -> None:
-        root = str(Path(minnow.__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "minnow.serve.llama_process", json.dumps(self._wanted)],
@@ -68,7 +65,7 @@ class LlamaSource:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+                env=worker_environment(),
                 start_new_session=True,  # Ctrl-C is for the parent
             )
             assert self._process.stdout is not None
