@@ -28,7 +28,6 @@ import httpx2 as httpx
 import numpy as np
 import uvicorn
 
-from minnow.cli.models import run_of
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import export_gguf
 from minnow.loops import Rate, find_text_loop
@@ -36,6 +35,7 @@ from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
 from minnow.model.config import ATTENTION, CONV
 from minnow.model.families.lfm2 import lfm2_config
+from minnow.recipe.run_record import world_of
 from minnow.rollout import Guard
 from minnow.serve.app import create_app
 from minnow.serve.desk import Desk, Settings
@@ -234,10 +234,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    run = run_of(options.checkpoint)
-    world = None if run is None else run.world()
-    assert world is not None, "the prompts come from the checkpoint's pocket world"
-    drawn = [each for each in world.loop_prone("held_out", 4 * options.n) if each.task == "page"]
+    drawn = [each for each in world_of(options.checkpoint).loop_prone("held_out", 4 * options.n) if each.task == "page"]
     prompts = [each.messages[-1]["content"] for each in drawn[: options.n]]
     tokenizer = Tokenizer.load(options.checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
