@@ -118,6 +118,15 @@ def test_messages_become_what_the_model_reads() -> None:
     assert ask.must_call == ("find",) and ask.stop == ("end",) and ask.max_tokens == 7 and ask.seed is None
 
 
+def test_half_a_surrogate_pair_is_read_as_no_character_wherever_it_stands() -> None:
+    raw = rb'{"prompt": "a\ud800b", "stop": "\udc00", "user": "\ud83d\ude00"}'
+    ask = parse(raw, chat=False)
+    assert (ask.prompt, ask.stop, ask.user) == ("a\ufffdb", ("\ufffd",), "\U0001f600")
+    described = {**TOOL, "function": {**TOOL["function"], "description": "\udfff"}}
+    ask = parse(json.dumps({"messages": [USER], "tools": [described]}).encode(), chat=True)
+    json.dumps(ask.tools, ensure_ascii=False).encode()  # what a chat template writes can be tokenised
+
+
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

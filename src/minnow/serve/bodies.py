@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.schema import check, check_answer_schema
 
 Action = Literal["local", "search", "cloud"]
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _TEXT = {
     "anyOf": [
         {"type": "string"},
@@ -249,13 +251,19 @@ def parse(raw: bytes, chat: bool) -> Ask:
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(_whole_pairs(json.dumps(value, ensure_ascii=False))) if _SURROGATE.search(raw) else value
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", "invalid_utf8") from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deep", "invalid_json") from error
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from error
+
+
+def _whole_pairs(text: str) -> str:
+    """Half a surrogate pair is valid JSON, and no text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _refuse(constant: str) -> None:
@@ -276,9 +284,8 @@ def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             where = f"messages[{place}].tool_calls"
             raise ApiError(400, f"{where} cannot be read: {error}", "invalid_value", where) from error
-    # Half a surrogate pair is valid JSON, and no text.
-    content = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    # The arguments of a call are JSON inside JSON, whose escapes have been read only now.
+    return {"role": "system" if role == "developer" else role, "content": _whole_pairs(content)}
 
 
 def _call(function: dict[str, Any]) -> Call:
