@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import lzma
@@ -185,6 +186,14 @@ def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "about.jsonl.txt").write_text("What the lines mean.")
     index = index_folder(tmp_path)
     assert len(index) == 3 and index.search("lines mean", 1)[0].id == "about.jsonl.txt"
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.0])
+def test_a_damaged_file_of_lines_is_a_sentence(tmp_path: Path, kept: float) -> None:
+    whole = gzip.compress(b'{"text": "a town"}\n' * 999)
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: int(kept * len(whole))] or b"no gzip at all")
+    with pytest.raises(UserError, match="rows.jsonl.gz is damaged or not compressed as its name says"):
+        index_folder(tmp_path)
 
 
 def test_pages_and_results_fit_a_small_context() -> None:

@@ -67,8 +67,6 @@ def _records(path: str, kind: str, fields: Sequence[str]) -> Iterator[tuple[Any,
                 if record[0] and not record[0].isspace():
                     found = True
                     yield record
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path} is damaged or not compressed as its name says ({error}); fetch it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; check the file and its rights") from error
     except Exception as error:
@@ -81,10 +79,17 @@ def _records(path: str, kind: str, fields: Sequence[str]) -> Iterator[tuple[Any,
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file or URL, decompressed where its name ends in ``.gz`` or ``.xz``."""
+    """The bytes of a file or URL, decompressed where its name ends in ``.gz`` or ``.xz``.
+
+    Raises:
+        UserError: what is read of it cannot be decompressed.
+    """
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    with open_binary(str(path)) as file, openers.get(_compression(path), nullcontext)(file) as stream:
-        yield stream
+    try:
+        with open_binary(str(path)) as file, openers.get(_compression(path), nullcontext)(file) as stream:
+            yield stream
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path} is damaged or not compressed as its name says ({error}); fetch it again") from error
 
 
 def _compression(path: str | Path) -> str:
