@@ -41,7 +41,7 @@ from minnow.serve.app import create_app
 from minnow.serve.desk import Desk, Settings
 from minnow.serve.llama import LlamaSource
 from minnow.serve.metrics import Metrics
-from minnow.serve.source import Ended, Piece
+from minnow.serve.source import CONNECTIONS, Ended, Piece
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def guard(source: LlamaSource, prompts: list[str], budget: int) -> dict[st
 
     async with (
         served(source, Settings(guard=Guard())) as url,
-        httpx.AsyncClient(timeout=600, trust_env=False) as client,
+        httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client,
     ):
         await asyncio.gather(*(work(client, url) for _ in range(source.slots)))
     looping = sum(find_text_loop(each["text"]) is not None for each in answers)
@@ -129,12 +129,13 @@ class Endless(LlamaSource):
 async def overhead(source: LlamaSource, prompts: list[str], rounds: int, budget: int) -> dict[str, Any]:
     rows: dict[str, dict[str, list[float]]] = {name: {"ttft": [], "rate": []} for name in ("llama.cpp", "minnow")}
     kept = 0
-    async with served(source, Settings()) as url, httpx.AsyncClient(timeout=600, trust_env=False) as client:
+    async with served(source, Settings()) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client:  # fmt: skip
         for place in range(rounds + 1):
             answers = {}
-            # Each prompt is new to both: what was read before would be in the cache.
-            for name in ("llama.cpp", "minnow") if place % 2 else ("minnow", "llama.cpp"):
-                prompt = f"{name} {place}: {prompts[place % len(prompts)]}"
+            # Each prompt is new to both, as what was read before would be in the cache, and as long for both.
+            marks = {"llama.cpp": "A", "minnow": "B"}
+            for name in marks if place % 2 else reversed(marks):
+                prompt = f"{marks[name]} {place}: {prompts[place % len(prompts)]}"
                 body = chat(prompt, budget, stream_options={"include_usage": True})
                 if name == "llama.cpp":  # of ours the source sees to it
                     body |= {"ignore_eos": True, "cache_prompt": True}
@@ -146,15 +147,16 @@ async def overhead(source: LlamaSource, prompts: list[str], rounds: int, budget:
             for name, each in answers.items():
                 rows[name]["ttft"].append(1000 * each["ttft"])
                 rows[name]["rate"].append((budget - 1) / (each["seconds"] - each["ttft"]))
-    medians = {name: {what: float(np.median(values)) for what, values in row.items()} for name, row in rows.items()}
-    ours, theirs = medians["minnow"], medians["llama.cpp"]
+    added = np.subtract(rows["minnow"]["ttft"], rows["llama.cpp"]["ttft"])
+    lost = 1 - np.divide(rows["minnow"]["rate"], rows["llama.cpp"]["rate"])
     return {
         "rounds": rounds,
         "rounds_in_which_both_wrote_the_budget": kept,
-        "ttft_ms": {name: row["ttft"] for name, row in medians.items()},
-        "tokens_per_second": {name: row["rate"] for name, row in medians.items()},
-        "ttft_added_ms": ours["ttft"] - theirs["ttft"],
-        "rate_lost": 1 - ours["rate"] / theirs["rate"],
+        "ttft_ms": {name: float(np.median(row["ttft"])) for name, row in rows.items()},
+        "tokens_per_second": {name: float(np.median(row["rate"])) for name, row in rows.items()},
+        # Of each round's pair: quartiles and median.
+        "ttft_added_ms": np.percentile(added, (25, 50, 75)).round(2).tolist(),
+        "rate_lost": np.percentile(lost, (25, 50, 75)).round(4).tolist(),
     }
 
 
@@ -165,7 +167,7 @@ async def load(source: LlamaSource, prompts: list[str], minutes: float, streams:
     outcomes: Counter[str] = Counter()
     ttfts: list[float] = []
     memory: list[int] = []
-    async with served(source, Settings(queue=2 * streams, guard=None)) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:  # fmt: skip
+    async with served(source, Settings(queue=2 * streams, guard=None)) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client:  # fmt: skip
         for prompt in prompts:
             expected[prompt] = (await ask(client, url, chat(prompt, budgets[prompt])))["text"]
         end = time.monotonic() + 60 * minutes

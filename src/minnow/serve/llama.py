@@ -23,7 +23,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.events import events
 from minnow.serve.grammar import call_grammar
 from minnow.serve.local import prepare
-from minnow.serve.source import Ended, Piece, Prompt, Turn
+from minnow.serve.source import CONNECTIONS, Ended, Piece, Prompt, Turn
 
 
 class LlamaSource:
@@ -54,7 +54,7 @@ class LlamaSource:
         self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
         self._wanted = {"file": str(file), "context": context, "slots": slots, "threads": threads}
         self._starting = asyncio.Lock()
-        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=httpx.Limits(max_connections=None))
+        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=CONNECTIONS)
         self._start()
 
     def _start(self) -> None:

@@ -39,6 +39,7 @@ def run(app: Starlette, host: str, port: int, name: str) -> None:
         http=_Protocol,
         lifespan="on",
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=30,  # clients keep an idle connection for 5 s, and must be the first to close it
         server_header=False,
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -6,8 +6,14 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import httpx2 as httpx
+
 from minnow.data.calls import Call
 from minnow.serve.bodies import Ask
+
+# llama.cpp and servers in Python close a connection that has idled for 5 s, which is as long as httpx keeps one by
+# default: a request sent at that moment would be lost.
+CONNECTIONS = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
 
 
 @dataclass(frozen=True)
