@@ -19,7 +19,7 @@ from minnow.device.block_table import features, fit_table, table_designs
 from minnow.device.design import Journal, Measuring, search
 from minnow.device.design_space import Budget, Design, Space, designs, fitting
 from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
-from minnow.device.timing import Speed
+from minnow.device.timing import Speed, time_shapes
 from minnow.errors import UserError
 from minnow.model.accounting import parameter_parts
 from minnow.model.config import Attention, ModelConfig
@@ -37,6 +37,13 @@ def test_parameters_in_closed_form_are_those_of_the_accounting() -> None:
         assert config.layer_types.count("full_attention") == one.attention_layers >= 1
         small = one.config(shrink=4)
         assert (small.hidden_size * 4, small.layer_types) == (config.hidden_size, config.layer_types)
+
+
+@pytest.mark.parametrize("attention_layers", [1, 2])
+def test_llama_cpp_runs_designs_with_any_number_of_attention_layers(attention_layers: int) -> None:
+    one = Design(128, 2, attention_layers, 1, 256, 512)
+    (speed,) = time_shapes({"design": one.config()}, [8], 2, 1)["design"]
+    assert speed.peak_bytes > speed.before_bytes
 
 
 def test_limits_keep_exactly_what_meets_them() -> None:

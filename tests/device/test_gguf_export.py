@@ -111,6 +111,8 @@ def test_refusals_leave_nothing_behind(make_checkpoint: Callable[..., Path], che
         export_gguf(checkpoint, out, "Q3")
     with pytest.raises(UserError, match="no attention layer"):
         export_gguf(make_checkpoint(tmp_path / "conv", layer_types=("conv", "conv")), out)
+    with pytest.raises(UserError, match="no convolution layer .* 'qwen3'"):  # llama.cpp aborts on such a file
+        export_gguf(make_checkpoint(tmp_path / "attention", layer_types=("full_attention", "full_attention")), out)
     with pytest.raises(UserError, match="is not a checkpoint folder"):
         export_gguf(tmp_path / "nowhere", out)
     with pytest.raises(UserError, match="another checkpoint"):
@@ -178,7 +180,7 @@ def test_widths_that_blocks_do_not_fit_are_refused(
         plan_export(checkpoint, "Q4_K_M")
     with pytest.raises(UserError, match="blocks of 256"):
         plan_export(checkpoint, "Q8_0", "Q6_K")
-    odd = make_checkpoint(tmp_path / "odd", ("full_attention",), hidden=48)
+    odd = make_checkpoint(tmp_path / "odd", ("conv", "full_attention"), hidden=48)
     with pytest.raises(UserError, match="Q8_0 holds weights in blocks of 32.*48 wide; choose F16"):
         plan_export(odd, "Q8_0")
 

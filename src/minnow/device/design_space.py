@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minnow.errors import UserError
 from minnow.model.config import ModelConfig
@@ -112,12 +112,12 @@ class Design:
         return self.vocab * d + d + self.depth * (3 * d * self.feed_forward + 2 * d) + conv + attention
 
     def config(self, shrink: int = 1) -> ModelConfig:
-        """The LFM2 shape.
+        """The LFM2 shape; with attention in all layers Qwen3's, which is the same and which llama.cpp runs.
 
         Args:
             shrink: divides widths and heads' widths, not their number; layers and proportions stay.
         """
-        return lfm2_config(
+        config = lfm2_config(
             self.vocab,
             self.width // shrink,
             self.feed_forward // shrink,
@@ -127,6 +127,7 @@ class Design:
             HEAD // shrink,
             self.kernel,
         )
+        return replace(config, family="qwen3") if all(self.layers) else config
 
     def memory(self, context: int) -> int:
         """Bytes that llama.cpp holds at most, see :func:`minnow.model.footprint.peak_memory`."""

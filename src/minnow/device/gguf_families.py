@@ -72,6 +72,8 @@ def _problems(config: ModelConfig) -> Iterator[str]:
     attentions = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
     if not attentions:
         yield "it has no attention layer ('full_attention' in layer_types)"
+    if config.family in ("lfm2", "lfm2_moe") and not any(isinstance(layer.mixer, ShortConv) for layer in config.layers):
+        yield "it has no convolution layer (with attention alone it is a 'qwen3' model)"
     for attention in attentions:
         if attention.window is not None and config.family != "gemma3_text":
             yield "it has sliding windows"

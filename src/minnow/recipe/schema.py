@@ -164,8 +164,10 @@ class ModelSettings:
             "delta": GatedDelta(self.kv_heads, self.heads, self.head_dim, self.head_dim),
             "linear": GatedLinear(self.heads, self.head_dim, self.head_dim),
         }
+        kinds = set(self.layers)
         config = ModelConfig(
-            family="lfm2" if {"conv", "attn"}.issuperset(self.layers) else "minnow",
+            # LFM2's attention is Qwen3's, and no runtime reads an LFM2 without a convolution.
+            family="qwen3" if kinds == {"attn"} else "lfm2" if kinds <= {"conv", "attn"} else "minnow",
             vocab_size=-(-vocab_size // 32) * 32,
             hidden_size=self.hidden_size,
             layers=tuple(LayerConfig(mixers[layer], Dense(self.intermediate_size)) for layer in self.layers),
