@@ -36,16 +36,19 @@ def main() -> None:
     kept = fitting(Space(widths=tuple(given.widths)), budget).kept
     journal, how = Journal(given.out / "journal.jsonl"), Measuring(given.threads, given.repeats)
     load = load_average()
-    tables = block_tables(kept, budget, journal, how)
     random = np.random.default_rng(0)
-    unseen = []
+    table, unseen = [], []
     for place in range(given.unseen):
         width = given.widths[place % len(given.widths)]
         wide = [one for one in kept if one.width == width]
         seen = {*table_designs(wide), *unseen}
         pool = [one for one in wide if one not in seen]
         unseen.append(pool[random.integers(len(pool))])
-    found = measured(unseen, budget, journal, how, "unseen designs")
+    for width in given.widths:
+        table += table_designs([one for one in kept if one.width == width])
+    # In turns with each other, so that the machine's drift is not taken for the model's error.
+    found = measured([*table, *unseen], budget, journal, how, "designs")
+    tables = block_tables(kept, budget, journal, how)
     rows, errors = [["design", "TTFT at 64", "predicted", "token", "predicted", "memory", "predicted"]], []
     for one in unseen:
         real, (ttft, token) = found[one], tables[one.width, one.kind].predict(one)

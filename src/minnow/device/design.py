@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from minnow.device.block_table import BLOCKS, BlockTable, fit_table, table_designs
 from minnow.device.design_space import Budget, Design, Fitting, Space, fitting
@@ -21,13 +23,13 @@ from minnow.device.machine import describe_machine, load_average
 from minnow.device.timing import Speed, time_shapes
 from minnow.errors import UserError
 from minnow.progress import say, track
+from minnow.train.memory import free_memory
 
 Quality = Literal["none", "proxy", "train"]
 Train = Callable[[Design, int], float]
 """Loss of a design after short training on so many tokens."""
 
 _ANSWER = 24  # tokens decoded for a measurement
-_AT_ONCE = 5  # models that take turns
 _FINALISTS = 4
 _PER_SHARE = 2  # candidates for training from each share of attention layers
 
@@ -88,8 +90,8 @@ def measured(
     if groups:
         with track(sum(map(len, groups.values())), label, "models") as bar:
             for (kind, _), group in groups.items():
-                for start in range(0, len(group), _AT_ONCE):
-                    part = {one.name: one for one in group[start : start + _AT_ONCE]}
+                for turns in _taking_turns(group, budget.context):
+                    part = {one.name: one for one in turns}
                     speeds = time_shapes(
                         {name: one.config() for name, one in part.items()}, prompts, _ANSWER, how.repeats, how.threads,
                         kind=kind, positions=budget.context,
@@ -99,6 +101,19 @@ def measured(
                         found[one] = journal.keep(value, "measure", asdict(one), *asked)
                     bar.advance(len(part))
     return {one: found[one] for one in wanted}
+
+
+def _taking_turns(wanted: Sequence[Design], context: int) -> Iterator[list[Design]]:
+    """As many at a time as half of the free memory holds: a machine's speed drifts within minutes, and what is measured
+    in turns is slowed alike."""
+    room = free_memory(torch.device("cpu")) // 2
+    part: list[Design] = []
+    for one in wanted:
+        if part and sum(each.memory(context) for each in [*part, one]) > room:
+            yield part
+            part = []
+        part.append(one)
+    yield part
 
 
 def _values(speeds: Sequence[Speed], budget: Budget, prompts: Sequence[int]) -> dict[str, float]:
