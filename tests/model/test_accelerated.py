@@ -255,6 +255,22 @@ def test_convolutions_are_handed_over(package: str, often: float, taps: int, mon
     assert calls == ["convolution"] * 3
 
 
+def test_torch_groups_products_as_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts without a row, at an end and in the middle; torch computes it on a CPU too."""
+    x, weights = drawn(20, 16), drawn(5, 24, 16)
+    monkeypatch.setattr(accelerated, "serves_groups", lambda x, weights: True)
+    agree("grouped_linear", reference, [x, weights], (torch.tensor([5, 0, 7, 8, 0]),))
+    agree("grouped_linear", reference, [x[:0], weights], (torch.zeros(5, dtype=torch.long),))
+
+
+def test_products_are_grouped_where_torch_takes_the_shapes() -> None:
+    x, weights = on_gpu(20, 16), on_gpu(5, 24, 16)
+    assert accelerated.serves_groups(x, weights)
+    for x_, weights_ in ((on_gpu(0, 16), weights), (on_gpu(20, 12), weights), (x, on_gpu(5, 20, 16))):
+        assert not accelerated.serves_groups(x_, weights_)
+    assert not accelerated.serves_groups(on_gpu(20, 16, dtype=torch.float32), weights)
+
+
 def on_gpu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Any:
     return SimpleNamespace(is_cuda=True, dtype=dtype, shape=shape, numel=lambda: torch.Size(shape).numel())
 

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from minnow.data.loader import Batch
 from minnow.model.backbone import Backbone
+from minnow.model.config import Experts
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
@@ -30,6 +32,18 @@ SHAPE: dict[str, Any] = {
     "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "max_positions": 64,
 }  # fmt: skip
 CONFIG = lfm2_config(**SHAPE)
+MODELS = {
+    "dense": CONFIG,
+    "experts": replace(
+        CONFIG,
+        family="lfm2_moe",
+        layers=(
+            CONFIG.layers[0],
+            *(replace(layer, feed_forward=Experts(experts=4, active=2, width=16)) for layer in CONFIG.layers),
+        ),
+    ),
+}
+"""By name; ``experts`` has a dense layer and two with experts."""
 
 
 def batches(step: int) -> list[Batch]:

@@ -33,7 +33,9 @@ from minnow.data.loader import Loader
 from minnow.data.packing import Packed
 from minnow.data.rows import Batch
 from minnow.errors import UserError
+from minnow.model.checkpoint import save_model
 from minnow.train import guard, loop, state_file
+from minnow.train.experts import ExpertSettings
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import Ranks, joined
@@ -84,7 +86,7 @@ def update(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
 
 
 def work(rank: int, phase: dict[str, Any], told: dict[str, Any]) -> None:
-    with joined(Parallel(phase.get("shard"), phase.get("recompute", False))) as ranks:
+    with joined(Parallel(phase.get("shard"), phase.get("expert", 1), phase.get("recompute", False))) as ranks:
         (update if phase.get("update") else train)(ranks, phase, told)
 
 
@@ -93,6 +95,7 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     rank = ranks.rank
     loop.compute_dtype = lambda: getattr(torch, phase.get("dtype", "float32"))
     guard.WINDOW = 5
+    toy.CONFIG = toy.MODELS[phase.get("model", "dense")]
     if phase.get("aside"):
         state_file.SLOW_SECONDS = 0.0
     read: list[list[int]] = []
@@ -113,6 +116,7 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     settings = {
         "optimizer": OptimizerSettings(learning_rate=phase.get("rate", 1e-2), muon=True, ema=0.9),
         "save_seconds": phase.get("save_seconds", 1e9),
+        "experts": ExpertSettings(balance=0.01),
     }
     trainer, records = toy.make_trainer(Path(phase["folder"]), phase["steps"], source, ranks, **settings)
     told["from"] = trainer.done_steps
@@ -130,9 +134,13 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     trainer.objective = watched
     told.update(read=read, records=records)
     trainer.run(lambda trainer: True, phase.get("check_every", 0))
-    for name, tensors in (("weights", trainer.optimizer.weights()), ("average", trainer.optimizer.averaged())):
+    weights = trainer.optimizer.weights()
+    for name, tensors in (("weights", weights), ("average", trainer.optimizer.averaged())):
         if ranks.first:
-            torch.save(tensors, f"{phase['out']}.{name}.pt")
+            torch.save(tensors | trainer.loads.state(), f"{phase['out']}.{name}.pt")
+    if ranks.first and phase.get("export"):
+        (folder := Path(phase["folder"]) / "checkpoint").mkdir(parents=True, exist_ok=True)
+        save_model(trainer.model, folder, weights)
 
 
 def begin(rank: int, phase: dict[str, Any], port: int) -> int:

@@ -14,16 +14,21 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from minnow.errors import UserError
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import load_model
+from minnow.model.config import ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
+from minnow.train.expert_parallel import share_experts
 from minnow.train.optimizer import OptimizerSettings
 from minnow.train.parallel import Parallel
+from minnow.train.ranks import Ranks, joined
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
@@ -46,6 +51,7 @@ toy = _toy()
 class Phase:
     """How one run ended and what each of its ranks told."""
 
+    folder: Path
     codes: list[int]
     seconds: float
     told: list[dict[str, Any]]
@@ -73,6 +79,7 @@ def run(folder: Path, phases: dict[str, dict[str, Any]]) -> dict[str, Phase]:
         files = [folder / f"{number}-{rank}.json" for rank in range(phase["ranks"])]
         kinds = [folder / f"{number}.{kind}.pt" for kind in ("weights", "average")]
         done[name] = Phase(
+            Path(phase["folder"]),
             **ended,
             told=[json.loads(file.read_text()) if file.exists() else {} for file in files],
             errors=[file.with_suffix(".err").read_text() for file in files],
@@ -85,6 +92,7 @@ def run(folder: Path, phases: dict[str, dict[str, Any]]) -> dict[str, Phase]:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Phase]:
     """Runs that nothing ends, or SIGTERM to one of their ranks does."""
     folder = tmp_path_factory.mktemp("sound")
+    first, second = ({"where": name, "model": "experts"} for name in ("experts 1", "copies 1"))
     chain, aside = {"where": "chain"}, {"where": "aside", "dtype": "bfloat16", "aside": True, "save_seconds": 0.0}
     return run(
         folder,
@@ -103,6 +111,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Phase]:
             "resumed": aside,
             "spikes alone": {"ranks": 1, "fault": ["spikes", 0, 5], "check_every": 4, "steps": 10},
             "spikes": {"fault": ["spikes", 0, 5], "check_every": 4, "steps": 10},
+            "experts alone": {"ranks": 1, "model": "experts"},
+            "experts 1": {"ranks": 4, "expert": 2, "fault": ["term", 2, 2], **first},
+            "experts 2": {"expert": 2, "recompute": True, "export": True, **first},
+            "copies 1": {"fault": ["term", 0, 1], **second},
+            "copies 2": {"ranks": 4, "expert": 2, "shard": 2, **second},
             "update alone": {"ranks": 1, "update": True},
             "update": {"ranks": 3, "update": True},
             "update in copies": {"ranks": 4, "shard": 2, "update": True},
@@ -134,6 +147,42 @@ def test_the_order_of_tokens_is_that_of_one_rank(sound: dict[str, Phase], other:
     """Each micro-batch's rows, put together again rank by rank."""
     reads = zip(*(told["read"] for told in sound[other].told), strict=True)
     assert [[token for part in parts for token in part] for parts in reads] == sound["one"].told[0]["read"]
+
+
+@pytest.mark.parametrize("name, begun", [("experts", [0, 3]), ("copies", [0, 2])])
+def test_experts_over_several_ranks_train_as_on_one(sound: dict[str, Phase], name: str, begun: list[int]) -> None:
+    """Four ranks of which two share the experts, then two; and two that hold them whole, then four in two copies.
+
+    Rows do not divide by four ranks. Losses, weights, selection biases and loads are those of one rank.
+    """
+    one, many = sound["experts alone"], [sound[f"{name} {part}"] for part in (1, 2)]
+    assert [set(run.codes) for run in many] == [{130}, {0}], many[1].errors
+    assert [run.told[0]["from"] for run in many] == begun
+    assert many[0].losses + many[1].losses == pytest.approx(one.losses, abs=1e-5) and len(one.losses) == STEPS
+    close(many[1].weights, one.weights, 1e-4)
+    assert one.weights["layers.1.feed_forward"].abs().sum() > 0
+    loads = [line["expert_load_max"] for run in many for line in run.told[0]["records"]]
+    assert loads == [line["expert_load_max"] for line in one.told[0]["records"]]
+
+
+def test_shared_out_experts_are_written_as_one_checkpoint(sound: dict[str, Phase]) -> None:
+    phase = sound["experts 2"]
+    read = load_model(phase.folder / "checkpoint").state_dict()
+    ours = {f"{name}.selection_bias" if name.endswith("feed_forward") else name: x for name, x in phase.weights.items()}
+    close(read, ours, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "sentence"),
+    [
+        (toy.CONFIG, 2, "parallel.expert is 2, and the model has no experts; leave it out"),
+        (toy.MODELS["experts"], 3, "parallel.expert is 3, which does not go into 4 experts; use a divisor of 4"),
+    ],
+)
+def test_experts_that_cannot_be_shared_out(config: ModelConfig, ranks: int, sentence: str) -> None:
+    mesh: Any = SimpleNamespace(size=lambda: ranks)
+    with pytest.raises(UserError, match=sentence):
+        share_experts(Backbone(config), mesh)
 
 
 def test_recomputed_activations_change_no_bit(sound: dict[str, Phase]) -> None:
@@ -291,5 +340,15 @@ def test_copies_of_the_weights_follow_the_nodes() -> None:
     assert Parallel(shard=2).copies(8, 8) == (4, 2)
     with pytest.raises(UserError, match="parallel.shard is 3, which does not go into 8 ranks"):
         Parallel(shard=3).copies(8, 8)
-    with pytest.raises(UserError, match="parallel.shard is 0"):
-        Parallel(shard=0)
+    for name in ("shard", "expert"):
+        with pytest.raises(UserError, match=f"parallel.{name} is 0"):
+            Parallel(**{name: 0})
+    with pytest.raises(UserError, match="parallel.expert is 3, which does not go into the 4 ranks that share a copy"):
+        Parallel(shard=4, expert=3).copies(8, 8)
+
+
+def test_experts_are_not_shared_out_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UserError, match="parallel.expert is 2, and this is one process"), joined(Parallel(expert=2)):
+        pass
+    assert Ranks(Parallel(expert=2)).alone().parallel.expert == 1

@@ -62,8 +62,9 @@ class Experts(nn.Module):
         return self
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x [N, D]`` to the chosen experts' weights and numbers, ``[N, active]`` each."""
-        scores = torch.sigmoid(F.linear(x, self.router))
+        """``x [N, D]`` to the chosen experts' weights and numbers, ``[N, active]`` each; weights in float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scores = torch.sigmoid(F.linear(x.to(wide), self.router.to(wide)))
         ranked = scores if self.selection_bias is None else scores + self.selection_bias
         chosen = ranked.topk(self.shape.active, dim=-1).indices
         weights = scores.gather(-1, chosen)
@@ -74,18 +75,22 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.hidden_size)
         weights, chosen = self.route(flat)
-        order = chosen.flatten().argsort(stable=True)
+        numbers = chosen.flatten()  # the number after the last expert's goes nowhere
+        counts = torch.bincount(numbers, minlength=self.shape.experts)[: self.shape.experts]
+        order = numbers.argsort(stable=True)[: int(counts.sum())]
         tokens = order // self.shape.active
-        counts = torch.bincount(chosen.flatten(), minlength=self.shape.experts).tolist()
-        gate_up = self.gate_up.view(self.shape.experts, -1, self.hidden_size).unbind()
-        down = self.down.view(self.shape.experts, self.hidden_size, -1).unbind()
-        parts = [
-            F.linear(self.gated(F.linear(part, gate_up[expert])), down[expert])
-            for expert, part in enumerate(flat[tokens].split(counts))
-            if len(part)
-        ]
-        outputs = torch.cat(parts) * weights.flatten()[order, None]
-        return torch.zeros_like(flat).index_add(0, tokens, outputs.to(flat.dtype)).view_as(x)
+        outputs = self.transform(flat[tokens], counts) * weights.flatten()[order, None]
+        placed = outputs.new_zeros(len(numbers), self.hidden_size).index_copy(0, order, outputs)
+        return placed.view(*x.shape[:-1], self.shape.active, self.hidden_size).sum(-2).to(x.dtype)
+
+    def transform(self, x: Tensor, counts: Tensor) -> Tensor:
+        """``x [N, D]`` through experts, the first ``counts[0]`` rows through the first and so on; ``counts [E]``."""
+        return self.through(self.gate_up, self.down, x, counts)
+
+    def through(self, gate_up: Tensor, down: Tensor, x: Tensor, counts: Tensor) -> Tensor:
+        """As :meth:`transform` with the matrices ``gate_up`` and ``down`` of any number of experts."""
+        inner = self.gated(kernels.grouped_linear(x, gate_up.view(len(counts), -1, self.hidden_size), counts))
+        return kernels.grouped_linear(inner, down.view(len(counts), self.hidden_size, -1), counts)
 
     def blocks(self) -> dict[str, list[int]]:
         """Row sizes of the logical matrices inside each weight matrix; the router is a table, not a map."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from minnow.errors import UserError
 from minnow.files import read_json, write_json
 from minnow.model.language_model import LanguageModel
 from minnow.progress import say
+from minnow.train.experts import ExpertLoads, ExpertSettings
 from minnow.train.guard import MAX_SPIKES, SpikeGuard
 from minnow.train.lora import LoraOptimizer, LoraSettings
 from minnow.train.milestones import CheckpointSettings
@@ -45,6 +46,7 @@ class TrainSettings:
             objectives whose loss has no level (see :mod:`minnow.train.guard`).
         lora: train a low-rank adapter and leave the weights as they are.
         quantised: train the weights as a file of this type rounds them.
+        experts: how a mixture's experts are kept in use.
         save_seconds: wall time between saves of the training state.
     """
 
@@ -57,6 +59,7 @@ class TrainSettings:
     spike: float = 15.0
     lora: LoraSettings | None = None
     quantised: BlockType | None = None
+    experts: ExpertSettings = field(default_factory=ExpertSettings)
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     save_seconds: float = 60.0
     log_every: int = 10
@@ -135,6 +138,8 @@ class Trainer:
                 "low-rank adapters and rounded weights train on one rank; start this recipe without torchrun, or leave "
                 "lora and quantised out"
             )
+        # An adapter leaves the rest of the model as it is.
+        self.loads = ExpertLoads(model, replace(settings.experts, balance=0.0) if settings.lora else settings.experts)
         self.ranks.spread(model, compute_dtype())
         self.optimizer: Optimizer | LoraOptimizer
         if settings.lora:
@@ -223,12 +228,14 @@ class Trainer:
         started = time.perf_counter()
         step, settings = self.done_steps, self.settings
         self.optimizer.discard()  # an interrupted step may have left some
+        self.loads.reset()
         sums = _Sums()
         for batch in self.batches(step + self.skipped_batches):
             for part in self.ranks.even(self._fitting(batch)):
                 self._backward(part, sums)
         sums.loss, sums.weight, tokens = self.ranks.sum(sums.loss, sums.weight, sums.tokens)
         sums.tokens = int(tokens)
+        self.loads.gather(self.ranks)
         rate = settings.optimizer.learning_rate * SCHEDULES[settings.schedule](
             step, settings.steps, settings.warmup, settings.decay, settings.decay_shape
         )
@@ -238,6 +245,8 @@ class Trainer:
             sound = not math.isfinite(loss) or self._guard.passes(loss)
             # Without weight there is nothing to learn, for instance where all rollouts earned the same.
             norm = self.optimizer.step(rate, sums.weight) if sums.weight and sound else 0.0
+            if sums.weight and sound and math.isfinite(norm):
+                self.loads.balance()
             self.done_steps += 1
             elapsed = time.perf_counter() - started
             self.seconds += elapsed
@@ -259,6 +268,7 @@ class Trainer:
                     gradient_norm=norm,
                     seconds=self.seconds,
                     tokens_per_second=sums.tokens / elapsed,
+                    **self.loads.shares(),
                     **{name: value / sums.weight for name, value in self.ranks.total(sums.metrics).items()},
                 )
 
@@ -363,12 +373,14 @@ class Trainer:
             "guard": self._guard.state(),
             "notes": self.notes,
             "optimizer": self.optimizer.state(),
+            "experts": self.loads.state(),
         }
 
     def _resume(self) -> None:
         try:
             state = self._file.read(self._state())
             self.optimizer.restore(state["optimizer"])
+            self.loads.restore(state["experts"])
             self.done_steps, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.last_loss, self.notes = state["last_loss"], state["notes"]
             self._checked, self._written, self._stopped = state["checked"], state["written"], state["stopped"]

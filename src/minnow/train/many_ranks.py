@@ -46,8 +46,13 @@ class ManyRanks(Ranks):
 
     def spread(self, model: LanguageModel, dtype: torch.dtype) -> None:
         super().spread(model, dtype)
-        device, shape = next(model.parameters()).device.type, self.parallel.copies(self.count, self.per_node)
-        shard(model, dist.init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard")), dtype)
+        device, expert = next(model.parameters()).device.type, self.parallel.expert
+        copies, ranks = self.parallel.copies(self.count, self.per_node)
+        mesh, experts = dist.init_device_mesh(device, (copies, ranks), mesh_dim_names=("replicate", "shard")), None
+        if expert > 1:
+            names = ("replicate", "data", "expert")
+            experts = dist.init_device_mesh(device, (copies, ranks // expert, expert), mesh_dim_names=names)
+        shard(model, mesh, dtype, experts)
 
     def state(self, path: Path) -> StateFile:
         from minnow.train.state_folder import StateFolder  # takes seconds

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from minnow.errors import UserError
 from minnow.train.parallel import Parallel
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Ranks:
 
     def alone(self) -> Ranks:
         """This process by itself."""
-        return Ranks(self.parallel)
+        return Ranks(replace(self.parallel, expert=1))
 
     def spread(self, model: LanguageModel, dtype: torch.dtype) -> None:
         """Lay a model out over the ranks, to compute in ``dtype``."""
@@ -101,6 +103,10 @@ def joined(parallel: Parallel) -> Iterator[Ranks]:
     the rank and exit code 2. Only Ctrl-C and SIGTERM are passed on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if parallel.expert > 1:
+            raise UserError(
+                f"parallel.expert is {parallel.expert}, and this is one process; start it with torchrun, or leave it out"
+            )
         yield Ranks(parallel)
         return
     from minnow.train.many_ranks import connected

@@ -35,20 +35,32 @@ def checkpoint_activations(model: LanguageModel) -> None:
         module.forward = again
 
 
-def shard(model: LanguageModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard(model: LanguageModel, mesh: DeviceMesh, dtype: torch.dtype, experts: DeviceMesh | None = None) -> None:
     """Split a model's weights over ``mesh`` by rows (FSDP2); every rank must have made the same ones.
 
     They stay float32 in their shards, and are gathered, as plain tensors of type ``dtype``, only while a pass goes
     through their layer. Gradients are summed over the ranks in float32.
+
+    Args:
+        mesh: ``replicate`` copies of the weights, each over ``shard`` ranks.
+        experts: the same ranks as ``replicate``, ``data``, ``expert``: the last share out the experts of mixtures, whose
+            matrices are gathered from ``data`` alone.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # takes seconds
+
+    apart = None
+    if experts is not None:
+        from minnow.train.expert_parallel import experts_apart, share_experts
+
+        share_experts(model, experts["expert"])
+        apart = experts_apart(experts)
 
     # Activations stay as they are: a rotary table, say, is float32 on purpose.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     model.float()
     over = mesh if mesh.shape[0] > 1 else mesh["shard"]
     for unit in _units(model):
-        fully_shard(unit, mesh=over, mp_policy=policy)
+        fully_shard(unit, mesh=over, mp_policy=policy, shard_placement_fn=apart)
     fully_shard(model, mesh=over, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -106,6 +118,8 @@ class Whole:
 class Sharded(Whole):
     """A model that :func:`shard` has split; each rank holds consecutive rows, all but the last ranks equally many.
 
+    The rows of shared-out experts are cut among the expert ranks first and then among those that hold the same experts.
+
     Logical matrices are dealt out over the ranks of a copy, one by one: each is sent to its rank by those that hold its
     rows, worked on there, and sent back.
     """
@@ -115,6 +129,10 @@ class Sharded(Whole):
         mesh = self.like[0].device_mesh
         self.group = mesh.get_group(mesh.ndim - 1)
         self.count, self.rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        self.sharing = [
+            dict(zip(like.device_mesh.mesh_dim_names, like.device_mesh.shape, strict=True)).get("expert", 1)
+            for like in self.like
+        ]
 
     def local(self, parameter: Any) -> Tensor:
         part: Tensor = parameter.to_local().detach()
@@ -134,9 +152,10 @@ class Sharded(Whole):
 
     def _rows(self, index: int, rank: int) -> tuple[int, int]:
         """First and last row of a parameter on a rank; torch.chunk's, as FSDP2 cuts."""
-        rows = len(self.like[index])
-        size = -(-rows // self.count)
-        return min(rank * size, rows), min((rank + 1) * size, rows)
+        sharing = self.sharing[index]
+        place, expert = divmod(rank, sharing)
+        rows = _chunk(_chunk(range(len(self.like[index])), sharing, expert), self.count // sharing, place)
+        return rows.start, rows.stop
 
     def _shared(self, block: Block, rank: int) -> slice:
         """Which of a block's rows a rank holds, counted from the block's first."""
@@ -196,6 +215,11 @@ class Sharded(Whole):
         return DTensor.from_local(
             here, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
+
+
+def _chunk(rows: range, parts: int, part: int) -> range:
+    size = -(-len(rows) // parts)
+    return rows[part * size : (part + 1) * size]
 
 
 def layout_of(parameters: Sequence[Tensor]) -> Whole:

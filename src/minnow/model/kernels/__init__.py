@@ -197,6 +197,18 @@ def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     return products.linear(x, weight) if _fusable(x, weight) and products.suits(x, weight) else F.linear(x, weight)
 
 
+def grouped_linear(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """``x [N, K]`` times ``weights [E, M, K]``: the first ``counts[0]`` rows with the first matrix, and so on.
+
+    Args:
+        counts: ``[E]`` integers that add up to ``N``.
+
+    Returns:
+        ``[N, M]``.
+    """
+    return (accelerated if accelerated.serves_groups(x, weights) else reference).grouped_linear(x, weights, counts)
+
+
 def gated_delta(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -348,6 +360,7 @@ __all__ = [
     "gated_linear_step",
     "geglu",
     "grad_norm",
+    "grouped_linear",
     "highest",
     "linear",
     "linear_cross_entropy",

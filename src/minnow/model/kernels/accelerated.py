@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -104,6 +105,12 @@ def serves(operation: str, x: Tensor, other: Tensor) -> bool:
         and x.numel() > 0
         and _chosen(operation, x, other) is not None
     )
+
+
+def serves_groups(x: Tensor, weights: Tensor) -> bool:
+    """Whether torch's grouped product takes these, which wants rows of 16 bytes."""
+    aligned = x.shape[-1] % 8 == weights.shape[1] % 8 == 0
+    return x.is_cuda and x.dtype == torch.bfloat16 and x.numel() > 0 and aligned and not build.torch_only()
 
 
 def describe() -> str:
@@ -234,6 +241,10 @@ def attention(
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return mixed.transpose(1, 2)
+
+
+def grouped_linear(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    return F.grouped_mm(x, weights.mT, offs=counts.cumsum(0, dtype=torch.int32))
 
 
 def causal_conv(x: Tensor, weight: Tensor, documents: Tensor | None = None, activation: str | None = None) -> Tensor:

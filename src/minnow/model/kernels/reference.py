@@ -184,6 +184,12 @@ def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
     return gate_out * (window * weight.T).sum(1)
 
 
+def grouped_linear(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    pieces = zip(x.split(counts.tolist()), weights.unbind(), strict=True)
+    parts = [F.linear(rows, weight) for rows, weight in pieces if len(rows)]
+    return torch.cat(parts) if parts else F.linear(x, weights[0])  # no rows, with a gradient of zero
+
+
 def logits(hidden: Tensor, head: Tensor, softcap: float | None = None) -> Tensor:
     plain = _wide(F.linear(hidden, head.to(hidden.dtype)))
     return plain if softcap is None else softcap * torch.tanh(plain / softcap)
