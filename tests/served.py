@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 
@@ -35,6 +36,10 @@ class Scripted:
         self.calls: tuple[Call, ...] = ()
 
     async def close(self) -> None: ...
+
+    async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
+        """The log-probability at every position, and how long the text is."""
+        return np.full((1 + len(text.split()), 2), [self.logprob, len(text.split())], np.float32)
 
     async def prepare(self, ask: Ask) -> Prompt:
         return Prompt(ask, ask.max_tokens or 400, (1,))

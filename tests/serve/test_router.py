@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 
 from bad_server import CUT, HANG, BadServer, Reply, bad_server, event, refusal, spoken, stream
@@ -18,6 +20,7 @@ from minnow.serve.desk import Desk, Settings
 from minnow.serve.links import Breaker
 from minnow.serve.metrics import Metrics
 from minnow.serve.policy import Cloud, Policy, Signal
+from minnow.serve.probe import Probe
 from minnow.serve.upstream import UpstreamSource
 from served import Scripted, running
 
@@ -123,6 +126,60 @@ def test_the_local_answer_stands_in_for_a_cloud_that_fails() -> None:
         assert server.local.at_once == 0
 
 
+def test_a_probe_reads_the_beginning_and_sets_its_own_threshold(tmp_path: Path) -> None:
+    rows = tuple((place / 100, place >= 30) for place in range(100))
+    # Of the states' means and last ones: -1 gives a half.
+    Probe(np.array([1.0, 0.0, 0.0, 0.0]), 1.0, 3, rows).save(tmp_path / "probe.json")
+    local = Scripted(lambda text: "I think it is so.")
+    with bad_server(lambda body, n: spoken(BIG)) as far:
+        policy = Policy(Cloud(far.url, "big"), Signal(probe=tmp_path / "probe.json", risk=0.1))
+        desk = Desk(local, Settings(), Metrics(), policy, UpstreamSource(far.url, "big"))
+        assert desk.router.threshold == pytest.approx(0.21)  # nine of a hundred and one are bad from there on
+        with running(create_app(desk)) as url:
+            for logprob, text in ((-1.0, "I think it is so."), (-3.0, BIG)):
+                local.logprob = logprob
+                whole = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "hello"}]}).json()
+                assert whole["choices"][0]["message"]["content"] == text, whole["route"]
+                shown = 1 / (1 + np.exp(-1 - logprob))
+                assert f"({shown:.2f}" in whole["route"]["reason"] and whole["choices"][0]["logprobs"] is None
+
+
+def test_a_call_that_is_unsure_goes_to_the_cloud() -> None:
+    call = '<|tool_call_start|>[find(q="Velm")]<|tool_call_end|>'
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"q": "string"}}}
+    with routed(lambda body, n: spoken(BIG)) as server:
+        server.local.reply = lambda text: call
+        text, route = server.answer(tools=[tool])
+        assert text == BIG and "unsure (-2.00" in route["reason"]
+        server.local.logprob = -0.1
+        whole = server.ask(tools=[tool])
+        assert whole["route"]["action"] == "local" and whole["choices"][0]["finish_reason"] == "tool_calls"
+        streamed = httpx.post(server.url + CHAT, json={"messages": [{"role": "user", "content": "x"}], "tools": [tool], "stream": True})  # fmt: skip
+        parts = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        assert "content" not in [name for part in parts[1:] for name in part["choices"][0]["delta"]]
+
+
+def test_a_cloud_that_does_not_begin_leaves_the_local_model_its_time() -> None:
+    with routed(lambda body, n: stream([HANG]), first_token=20.0) as server:
+        for _ in range(20):
+            server.desk.router.here.note(0.0, 0.3, 31)
+        for route in ("auto", "cloud"):
+            text, where = server.answer(minnow={"deadline_ms": 2000, "route": route})
+            assert text == "I think it is so." and "did not begin in time" in where["reason"]
+            assert 1.0 < server.seconds < 2.0
+
+
+def test_an_estimate_that_is_old_keeps_nobody_from_the_cloud() -> None:
+    with routed(lambda body, n: spoken(BIG)) as server:
+        assert server.answer(minnow={"deadline_ms": 3000})[0] == BIG
+        for _ in range(20):
+            server.desk.router.there.note(5.0, 9.0, 10)
+        text, route = server.answer(minnow={"deadline_ms": 3000})
+        assert text == "I think it is so." and "the cloud needs" in route["reason"]
+        server.desk.router._timed -= 60
+        assert server.answer(minnow={"deadline_ms": 3000})[0] == BIG
+
+
 def test_no_such_host_and_nobody_there() -> None:
     for url in ("http://cloud.invalid/v1", "http://127.0.0.1:9/v1"):
         with routed(lambda body, n: spoken(BIG), url=url) as server:
@@ -167,7 +224,7 @@ def test_every_request_ends_within_its_deadline() -> None:
             whole = server.ask(minnow={"deadline_ms": 1000, "route": route})
             assert server.seconds < 5 and server.status == 504
             assert whole["error"]["code"] == "deadline_exceeded"
-        assert len(server.cloud.bodies) == 1
+        assert len(server.cloud.bodies) == 2
 
 
 def test_the_clouds_own_refusal_is_no_failure() -> None:

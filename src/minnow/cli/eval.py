@@ -83,7 +83,7 @@ def evaluate(
         texts = {name: _documents(name, n) for name in named if name.startswith(TEXT)}
         harness = [name.removeprefix(HARNESS) for name in named if name.startswith(HARNESS)]
         own = [name for name in named if name not in texts and not name.startswith(HARNESS)]
-        prepared = [_prepare(name, n, skip_bad_rows, world, seed) for name in dict.fromkeys(own)]
+        prepared = [prepare(name, n, skip_bad_rows, world, seed) for name in dict.fromkeys(own)]
         results: dict[str, Any] = {}
         for task, examples, faults in prepared:
             if task.name in results:
@@ -99,7 +99,7 @@ def evaluate(
     emit(document, _text(document), as_json)
 
 
-def _prepare(
+def prepare(
     source: str, n: int | None, skip_bad_rows: bool, world: PocketWorld | None, seed: int
 ) -> tuple[Task, list[Example], list[str]]:
     """A task with the examples to ask, and the rows left out; all tasks are read before the first answer."""

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "index": Command("minnow.cli.agent:index", "make a folder of files searchable for a model"),
     "serve": Command("minnow.cli.serve:serve", "an OpenAI-compatible server with a loop guard"),
     "route explain": Command("minnow.cli.route:explain", "say whether a request would go to the cloud, and why"),
+    "route fit": Command("minnow.cli.route:fit", "fit a probe that tells good local answers from bad ones"),
     "data tokenize": Command("minnow.cli.data:tokenize", "tokenise text once into shards that training reads"),
     "data inspect": Command("minnow.cli.data:inspect", "say what a tokenised corpus holds, and check it"),
     "data clean": Command("minnow.cli.data:clean", "leave copies and evaluation sets out of a text"),

@@ -93,6 +93,10 @@ def serve(
         cloud = UpstreamSource(
             way.url, way.model, stall=max(way.stall, way.first_token), api_key=os.environ.get(way.key_variable)
         )
+    if rules.signal.probe is not None and upstream is not None:
+        raise UserError(
+            "a probe reads the model's hidden states, which an --upstream server does not show; leave one out"
+        )
     tools = [] if search is None else [search_tool(open_index(search))]
     with ExitStack() as stack:
         source: Source

@@ -150,6 +150,12 @@ class TorchScorer:
         return (chosen - logits.logsumexp(-1)).double(), logits.argmax(-1) == targets
 
 
+@torch.no_grad()
+def hidden_states(model: LanguageModel, ids: Sequence[int]) -> Tensor:
+    """What a model has made of each of ``ids``: ``[T, D]`` after the final norm, in float32."""
+    return model(torch.tensor([list(ids)]))[0].float()
+
+
 def windows(ids: Sequence[int], first: int, longest: int) -> Iterator[Request]:
     """A text of any length as requests that predict every id once, the windows disjoint but for one id of context.
 

@@ -98,7 +98,9 @@ async def answer(
                 yield part
             elif isinstance(part, Piece):
                 tokens += part.tokens
-                if text := visible.push(part.text):
+                text = visible.push(part.text)
+                # How sure the model was of a call is wanted too, whose text is not for the reader.
+                if text or part.logprobs:
                     yield part if text == part.text else replace(part, text=text)
             else:
                 ended = part

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from minnow.data.calls import Call, check_name, render_calls
 from minnow.serve.errors import ApiError
-from minnow.serve.schema import check, check_answer_schema
+from minnow.serve.schema import check, check_answer_schema, parameter_schema
 
 Action = Literal["local", "search", "cloud"]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -305,8 +305,9 @@ def _tools(body: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], tuple[str,
             check_name(tool["name"])
         except ValueError as error:
             raise ApiError(400, f"{where}.name: {error}", "invalid_value", f"{where}.name") from error
-        check_answer_schema(tool.get("parameters", {}), f"{where}.parameters")
-        for key in tool.get("parameters", {}).get("properties", {}):
+        schema = parameter_schema(tool)
+        check_answer_schema(schema, f"{where}.parameters")
+        for key in schema.get("properties", {}):
             if not key.isidentifier() or not key.isascii():
                 raise ApiError(400, f"{where} has a parameter {key!r}; use letters, digits and underscores", "invalid_value", f"{where}.parameters")  # fmt: skip
     choice = body.get("tool_choice", "auto")

@@ -56,7 +56,7 @@ class Desk:
     ) -> None:
         self.local, self.cloud, self.settings, self.metrics = local, cloud, settings, metrics
         self.queue = FairQueue(local.slots, settings.queue)
-        self.router = Router(policy or Policy(), cloud, tools, self.queue.wait_seconds)
+        self.router = Router(policy or Policy(), cloud, tools, self.queue.wait_seconds, local.hidden)
         metrics.counter("minnow_answers_total", "Answers by the way they went and how they ended.")
         metrics.counter("minnow_tokens_total", "Tokens read and written.")
         metrics.counter("minnow_loops_total", "Loops caught, answers that recovered, answers given up.")
@@ -95,6 +95,8 @@ class Desk:
                 parts = self.router.events(ask, prompt, deadline, partial(self._local, client, prompt))
                 async with aclosing(parts):
                     async for part in parts:
+                        if isinstance(part, Piece) and not part.text and not part.logprobs:
+                            continue  # some of a call, of whose tokens nobody asked
                         if first:
                             self.metrics.time("minnow_ttft_seconds", time.monotonic() - came)
                             first = False

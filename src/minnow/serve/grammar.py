@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minnow.data.calls import CALL_END, CALL_START
+from minnow.serve.schema import parameter_schema
 
 _LITERALS = r"""
 value ::= string | number | boolean | "null" | array | object
@@ -26,7 +27,7 @@ def call_grammar(tools: Sequence[dict[str, Any]], many: bool = True) -> str:
     Required arguments come first, in the order of the schema, then those optional that are given.
 
     Args:
-        tools: ``name`` and ``parameters`` (a JSON Schema of an object) each.
+        tools: ``name`` and ``parameters`` each.
         many: whether more than one call may be made.
     """
     calls = " | ".join(f"call{place}" for place in range(len(tools)))
@@ -37,7 +38,7 @@ def call_grammar(tools: Sequence[dict[str, Any]], many: bool = True) -> str:
 
 
 def _call(tool: dict[str, Any]) -> str:
-    schema = tool.get("parameters", {})
+    schema = parameter_schema(tool)
     properties: dict[str, Any] = schema.get("properties", {})
     required = [name for name in properties if name in schema.get("required", ())]
     optional = [name for name in properties if name not in required]

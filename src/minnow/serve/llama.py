@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 
 from minnow.data.chat import END, END_OF_TEXT
 from minnow.data.tokenizer import Tokenizer
@@ -95,6 +96,17 @@ class LlamaSource:
     async def prepare(self, ask: Ask) -> Prompt:
         return prepare(ask, self.tokenizer, self.context)
 
+    async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
+        assert prompt.ids is not None
+        ids = [*prompt.ids, *self.tokenizer.encode_chat(text)]
+        try:
+            response = await self._client.post(f"{self.url}/embedding", json={"content": ids})
+        except httpx.HTTPError as error:
+            raise await self._died() from error
+        if response.status_code != 200:
+            raise _refused(response.status_code, response.text)
+        return np.array(response.json()[0]["embedding"][len(prompt.ids) - 1 :], np.float32)
+
     async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
         ask = prompt.ask
         assert prompt.ids is not None and prompt.max_tokens is not None
@@ -149,8 +161,7 @@ class LlamaSource:
         try:
             async with self._client.stream("POST", f"{self.url}/completion", json=body) as response:
                 if response.status_code != 200:
-                    said = (await response.aread()).decode(errors="replace")
-                    raise ApiError(500 if response.status_code >= 500 else 400, f"llama.cpp refused: {_message(said)}")
+                    raise _refused(response.status_code, (await response.aread()).decode(errors="replace"))
                 async for some in events(response.aiter_raw()):
                     text, tokens, listed, last = "", 0, [], None
                     for event in some:
@@ -173,14 +184,15 @@ class LlamaSource:
                         return
             raise ApiError(502, "llama.cpp's answer broke off")
         except httpx.HTTPError as error:
-            await self._revive()
-            raise ApiError(503, "the model's process died and was started again; send the request once more", "engine_died", retry_after=1) from error  # fmt: skip
+            raise await self._died() from error
 
-    async def _revive(self) -> None:
+    async def _died(self) -> ApiError:
+        """Start the process again if it has gone; what to tell the client."""
         async with self._starting:
             if self._process.poll() is not None:
                 await asyncio.to_thread(self._stop)
                 await asyncio.to_thread(self._start)
+        return ApiError(503, "the model's process died and was started again; send the request once more", "engine_died", retry_after=1)  # fmt: skip
 
 
 def _ended(event: dict[str, Any]) -> Ended:
@@ -200,8 +212,9 @@ def _logprob(entry: dict[str, Any], most: int) -> dict[str, Any]:
     return {name: entry[name] for name in kept} | {"top_logprobs": top}
 
 
-def _message(said: str) -> str:
+def _refused(status: int, said: str) -> ApiError:
     try:
-        return str(json.loads(said)["error"]["message"])
+        message = str(json.loads(said)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return said[:300]
+        message = said[:300]
+    return ApiError(500 if status >= 500 else 400, f"llama.cpp refused: {message}")

@@ -22,6 +22,8 @@ def main() -> None:
     params.n_ctx = wanted["context"] * wanted["slots"]
     # An unset count of threads for prompts once made llama.cpp thirty times slower.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = wanted["threads"]
+    params.embedding = True  # hidden states may be asked for, beside answers
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
     params.special = True  # the marks of tool calls are wanted in the text
     params.warmup = False
     params.sse_ping_interval = -1

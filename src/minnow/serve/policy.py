@@ -12,6 +12,7 @@ from minnow.errors import UserError
 from minnow.recipe.mapping import from_mapping
 from minnow.recipe.schema import load_yaml
 from minnow.serve.bodies import Action
+from minnow.serve.probe import load_probe
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,16 @@ class Signal:
     """When a local answer counts as unsure.
 
     Attributes:
-        threshold: mean log-probability of its first ``tokens`` tokens below which it does.
-        calibration: instead of it, JSON lines with ``signal`` and ``good`` of earlier local answers, from which the
-            threshold is set so that at most ``risk`` of all answers are local and bad.
+        threshold: the signal below which it does: the mean log-probability of the answer's first ``tokens`` tokens, or
+            with a ``probe`` the probability that the answer is good.
+        probe: a file of ``minnow route fit``, which reads the hidden states of as many tokens as it was fitted on.
+        calibration: instead of a threshold, JSON lines with ``signal`` and ``good`` of earlier local answers, from which
+            the threshold is set so that at most ``risk`` of all answers are local and bad. A probe brings its own.
     """
 
     threshold: float | None = None
     tokens: int = 32
+    probe: Path | None = None
     calibration: Path | None = None
     risk: float = 0.05
 
@@ -191,11 +195,18 @@ def threshold_of(signal: Signal) -> float | None:
     """The threshold that a policy sets, worked out from its calibration where it names one.
 
     Raises:
-        UserError: a row of the calibration lacks its fields.
+        UserError: a row of the calibration lacks its fields, or the probe is none.
     """
-    if signal.calibration is None:
+    if signal.threshold is not None:
         return signal.threshold
     signals, good = [], []
+    if signal.calibration is None:
+        if signal.probe is None:
+            return None
+        for found, fine in load_probe(signal.probe).calibration:
+            signals.append(found)
+            good.append(fine)
+        return conformal_threshold(signals, good, signal.risk)
     for row in read_rows(signal.calibration):
         try:
             signals.append(float(row.values["signal"]))

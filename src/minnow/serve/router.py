@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from minnow.agent import Tool
 from minnow.agent.tools import call_tool
@@ -18,6 +21,7 @@ from minnow.serve.guarded import Taken
 from minnow.serve.links import Breaker, RetryBudget, Speed, battery
 from minnow.serve.personal import personal_data
 from minnow.serve.policy import Decision, Facts, Policy, choose, reconsider, threshold_of
+from minnow.serve.probe import load_probe
 from minnow.serve.source import Piece, Prompt, Turn
 from minnow.serve.upstream import UpstreamSource
 
@@ -55,6 +59,8 @@ class Router:
         cloud: the one in the cloud, where the policy names one.
         tools: what the server itself looks things up with.
         waits: seconds a new request would wait for the local model.
+        hidden: what the local model has made of the beginning of an answer
+            (:meth:`minnow.serve.source.Source.hidden`), for a policy with a probe.
     """
 
     def __init__(
@@ -63,11 +69,15 @@ class Router:
         cloud: UpstreamSource | None,
         tools: Sequence[Tool] = (),
         waits: Callable[[], float] = lambda: 0.0,
+        hidden: Callable[[Prompt, str], Awaitable[np.ndarray]] | None = None,
     ) -> None:
         self.policy, self.cloud, self._tools, self._waits = policy, cloud, list(tools), waits
         self.threshold = threshold_of(policy.signal)
+        self._probe = load_probe(policy.signal.probe) if policy.signal.probe is not None else None
+        self._hidden = hidden
         self.here = Speed(0.1, policy.decode)
         self.there = Speed(1.0, 60.0)
+        self._timed = -math.inf  # when the cloud was last seen to answer
         settings = policy.cloud
         self.breaker = Breaker(settings.failures if settings else 1, settings.pause if settings else 0.0)
         self._retries = RetryBudget()
@@ -79,6 +89,8 @@ class Router:
         sent = self.cloud.sent_bytes if self.cloud else 0
         # Looked for only where it decides something: a long text takes a while.
         gated = self.policy.cloud is not None and self.policy.personal_data == "local"
+        # An estimate that is too old would never be mended if it kept everything from being sent.
+        known = self.policy.cloud is not None and time.monotonic() - self._timed < self.policy.cloud.pause
         personal = next(filter(None, map(personal_data, prompt_text(ask))), None) if gated else None
         return Facts(
             wanted=ask.route,
@@ -88,7 +100,7 @@ class Router:
             spent=limit is not None and sent >= limit * 1e6,
             battery=battery() if self.policy.least_battery is not None else None,
             local=self._waits() + read + self.here.seconds(prompt.max_tokens),
-            cloud=self.there.seconds(ask.max_tokens),
+            cloud=self.there.seconds(ask.max_tokens) if known else 0.0,
             left=left,
             searches=bool(self._tools) and not ask.tools and ask.schema is None and ask.messages is not None,
         )
@@ -104,6 +116,8 @@ class Router:
         end = time.monotonic() + left
         self._retries.request()
         facts = self.facts(ask, prompt, left)
+        # Past this moment the cloud would leave the local model no time to stand in; without that it has all there is.
+        latest = end - facts.local if facts.local < left else end
         decision, tried = choose(self.policy, facts), []
         if decision.action == "local":
             tried.append("local")
@@ -114,11 +128,13 @@ class Router:
                 async for part in parts:
                     if looks:
                         held.append(part)
-                        if not isinstance(part, Finished) and _tokens(held) < self.policy.signal.tokens:
+                        enough = self._probe.tokens if self._probe is not None else self.policy.signal.tokens
+                        if not isinstance(part, Finished) and _tokens(held) < enough:
                             continue
                         looks = False
+                        signal = await self._signal(prompt, held)
                         now = replace(facts, left=end - time.monotonic(), open=self.breaker.open)
-                        decision = reconsider(self.policy, now, decision, _signal(held), self.threshold)
+                        decision = reconsider(self.policy, now, decision, signal, self.threshold)
                         if decision.action != "local":
                             break
                         for some in held:
@@ -128,7 +144,7 @@ class Router:
                 if decision.action == "local":
                     return
                 # The local answer waits where it is, and goes on if there is none elsewhere.
-                async with aclosing(self._elsewhere(ask, decision, tried, end, local, parts)) as others:
+                async with aclosing(self._elsewhere(ask, decision, tried, latest, local, parts)) as others:
                     async for other in others:
                         if isinstance(other, ApiError):
                             decision = Decision("local", f"{decision.reason}, but {other.message}", other.message)
@@ -141,7 +157,7 @@ class Router:
                 async for part in parts:
                     yield self._shown(part, ask, decision, tried)
             return
-        async with aclosing(self._elsewhere(ask, decision, tried, end, local)) as others:
+        async with aclosing(self._elsewhere(ask, decision, tried, latest, local)) as others:
             async for other in others:
                 if not isinstance(other, ApiError):
                     yield other
@@ -151,6 +167,17 @@ class Router:
                 async with aclosing(local(ask, "", ask.logprobs)) as parts:
                     async for part in parts:
                         yield self._shown(part, ask, decision, tried)
+
+    async def _signal(self, prompt: Prompt, held: Sequence[Part]) -> float | None:
+        """How good the beginning of a local answer looks; None where there is nothing to tell it from."""
+        entries = [entry for part in held if isinstance(part, Piece) for entry in part.logprobs]
+        if not entries:
+            return None
+        if self._probe is None:
+            return float(np.mean([entry["logprob"] for entry in entries]))
+        assert self._hidden is not None
+        begun = b"".join(bytes(entry["bytes"]) for entry in entries[: self._probe.tokens])
+        return self._probe(await self._hidden(prompt, begun.decode(errors="ignore")))
 
     def _shown(self, part: Part, ask: Ask, decision: Decision, tried: list[str]) -> Piece | Taken | Looked | Routed:
         if isinstance(part, Finished):
@@ -164,7 +191,7 @@ class Router:
         ask: Ask,
         decision: Decision,
         tried: list[str],
-        end: float,
+        latest: float,
         local: Local,
         waiting: AsyncGenerator[Part] | None = None,
     ) -> AsyncGenerator[Piece | Taken | Looked | Routed | ApiError]:
@@ -183,7 +210,7 @@ class Router:
         tried.append("cloud")
         shown = ""
         try:
-            async with aclosing(self._cloud(ask, end)) as parts:
+            async with aclosing(self._cloud(ask, latest)) as parts:
                 async for part in parts:
                     shown += part.text if isinstance(part, Piece) else ""
                     yield self._shown(part, ask, decision, tried)
@@ -223,7 +250,7 @@ class Router:
                         results.append({"role": "tool", "content": result})
                     asked = replace(asked, messages=(*(asked.messages or ()), said, *results))
 
-    async def _cloud(self, ask: Ask, end: float) -> AsyncGenerator[Piece | Taken | Finished]:
+    async def _cloud(self, ask: Ask, latest: float) -> AsyncGenerator[Piece | Taken | Finished]:
         """The cloud's answer, tried again while nothing of it has come.
 
         Raises:
@@ -242,7 +269,7 @@ class Router:
                 async with aclosing(answer(self.cloud, prompt, turn, None, 0)) as parts:
                     while True:
                         patience = min(
-                            settings.first_token if first is None else settings.stall, end - time.monotonic()
+                            settings.first_token if first is None else settings.stall, latest - time.monotonic()
                         )
                         try:
                             async with asyncio.timeout(patience):
@@ -256,6 +283,7 @@ class Router:
                         if isinstance(part, Finished):
                             finished = True
                             self.breaker.worked()
+                            self._timed = time.monotonic()
                             self.there.note(first - start, time.monotonic() - start, part.usage["completion_tokens"])
                         yield part
             except ApiError as error:
@@ -272,10 +300,3 @@ class Router:
 
 def _tokens(parts: Sequence[Part]) -> int:
     return sum(part.tokens for part in parts if isinstance(part, Piece))
-
-
-def _signal(parts: Sequence[Part]) -> float | None:
-    logs = [entry["logprob"] for part in parts if isinstance(part, Piece) for entry in part.logprobs]
-    if not logs:
-        return None
-    return sum(logs) / len(logs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx2 as httpx
+import numpy as np
 
 from minnow.data.calls import Call
 from minnow.serve.bodies import Ask
@@ -109,6 +110,15 @@ class Source(Protocol):
 
         Raises:
             ApiError: the engine or server failed, with a status of 500 or above.
+        """
+        ...
+
+    async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
+        """What the model has made of ``text`` as the beginning of its answer: the hidden states after the final norm,
+        ``[1 + tokens of the text, width]`` in float32, from the prompt's last token on.
+
+        Raises:
+            ApiError: the engine failed, or a server stands there, which shows none.
         """
         ...
 

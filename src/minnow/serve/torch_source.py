@@ -7,10 +7,12 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.model.language_model import LanguageModel
+from minnow.rollout.scoring import hidden_states
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.local import prepare
@@ -36,6 +38,16 @@ class TorchSource:
                 400, "the torch engine has no penalties and no top_p; leave them out", "unsupported", "top_p"
             )
         return prepare(ask, self.tokenizer, self.context)
+
+    async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
+        assert prompt.ids is not None
+        ids, start = [*prompt.ids, *self.tokenizer.encode_chat(text)], len(prompt.ids) - 1
+
+        def work() -> np.ndarray:
+            with self._taken:
+                return hidden_states(self.model, ids)[start:].numpy()
+
+        return await asyncio.to_thread(work)
 
     async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
         loop, parts = asyncio.get_running_loop(), asyncio.Queue[Piece | Ended | Exception]()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 
 from minnow.data.calls import Call
 from minnow.rollout.server_engine import check_server
@@ -56,6 +57,9 @@ class UpstreamSource:
 
     async def prepare(self, ask: Ask) -> Prompt:
         return Prompt(ask, ask.max_tokens)
+
+    async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
+        raise ApiError(501, "a server shows no hidden states", "unsupported")
 
     async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
         ask = prompt.ask
