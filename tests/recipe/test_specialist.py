@@ -12,7 +12,9 @@ import yaml
 
 from foreign_folder import write_llama
 from minnow.cli.main import main
-from minnow.recipe.schema import load_recipe
+from minnow.recipe.registry import stage_kinds
+from minnow.recipe.schema import load_recipe, parse_recipe
+from minnow.recipe.stages.measuring import MeasureSettings
 from minnow.recipe.stages.prompts import own_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,3 +78,19 @@ def test_the_tasks_own_worked_examples_are_trained_on_and_no_held_out_one(work: 
     assert chats["trained"]["task"]["rows"] == len(prompts.train) and chats["checks"]["contaminated"]["count"] == 0
     assert {each.split for each in prompts.held_out} == {"held_out"}
     assert result(work, "merge")["chosen"] and "rooms" in (work / "run/report.html").read_text()
+
+
+def test_what_another_tasks_files_hold_counts_and_not_their_name(tmp_path: Path) -> None:
+    def contents() -> dict[str, str]:
+        document = {"name": "x", "checkpoint": "x", "stages": {"base": {"kind": "checkpoint"}}}
+        document["data"] = {"kind": "prompts", "prompts": ["reasoning"], "others": [str(file)]}
+        return MeasureSettings(checkpoint="base").contents(parse_recipe(document, stage_kinds()))
+
+    file, rows = tmp_path / "a.yaml", tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"room {i}", "answer": {"room": i}}) for i in range(40)))
+    file.write_text("name: rooms\nverifier: json\ndata: rows.jsonl\n")
+    before = contents()
+    file = file.rename(tmp_path / "b.yaml")
+    assert contents() == before
+    rows.write_text(rows.read_text().replace("room 1", "hall 1"))
+    assert contents() != before

@@ -5,9 +5,12 @@ Rejection sampling fine-tuning (Yuan et al. 2023, arXiv 2308.01825) is this and 
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from minnow.data.duplicates import NearCopies
@@ -58,24 +61,30 @@ def with_shots(examples: Sequence[Example], shots: int) -> list[Example]:
     """
     if not shots:
         return list(examples)
-    worked: dict[str, list[Example]] = {}
-    for each in examples:
+    worked: dict[tuple[str, str], list[Example]] = {}
+    for each in sorted(examples, key=lambda each: each.id):
         if each.reference:
-            worked.setdefault(each.task, []).append(each)
+            worked.setdefault(_company(each), []).append(each)
     out = []
     for example in examples:
-        others = [each for each in worked.get(example.task, []) if each is not example and each.tools == example.tools]
-        if len(others) < shots:
+        ring = worked.get(_company(example), [])
+        first = bisect_left(ring, example.id, key=lambda each: each.id)
+        around = (ring[(first + step) % len(ring)] for step in range(len(ring)))
+        shown = list(islice((each for each in around if each is not example), shots))
+        if len(shown) < shots:
             raise UserError(
-                f"the task {example.task!r} has {len(others)} other worked examples for {example.id}, and {shots} were to "
+                f"the task {example.task!r} has {len(shown)} other worked examples for {example.id}, and {shots} were to "
                 "be shown; lower --shots or give more"
             )
-        first = sum(each.id < example.id for each in others) % len(others)
-        shown = [others[(first + i) % len(others)] for i in range(shots)]
         begin = [each for each in example.messages if each["role"] == "system"]
         turns = [turn for each in shown for turn in (*_plain(each.messages), *each.reference)]
         out.append(replace(example, messages=[*begin, *turns, *_plain(example.messages)]))
     return out
+
+
+def _company(example: Example) -> tuple[str, str]:
+    """What two examples share when one may be shown before the other: the task, and the tools."""
+    return example.task, json.dumps(example.tools, sort_keys=True)
 
 
 def _plain(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

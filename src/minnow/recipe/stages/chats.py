@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,7 +25,7 @@ from minnow.recipe.context import StageContext
 from minnow.recipe.folder import hash_file
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.schema import Recipe
-from minnow.recipe.stages.prompts import own_prompts
+from minnow.recipe.stages.prompts import digest, own_prompts
 from minnow.recipe.stages.sources import CHECKPOINT, checkpoint_world
 from minnow.recipe.tasks import load_task
 from minnow.tasks import Example
@@ -115,9 +113,7 @@ class ChatsSettings:
         for name, source in self.sources.items():
             if source.path is None:
                 worked, _ = source.worked(recipe, Faults(skip=True))
-                rows = [[each.messages, each.tools, each.reference] for each in worked]
-                text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
-                out[f"sources.{name}"] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                out[f"sources.{name}"] = digest(worked)
             elif source.path.exists():
                 out[f"sources.{name}"] = hash_file(source.path)
         return out

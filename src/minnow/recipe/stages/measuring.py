@@ -13,7 +13,8 @@ from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.prompts import prompts_of
+from minnow.recipe.schema import Recipe
+from minnow.recipe.stages.prompts import digest, prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, checkpoint_world, engine_of, world
 from minnow.recipe.stages.texts import held_out_documents
 from minnow.recipe.stages.watching import openings
@@ -46,6 +47,18 @@ class MeasureSettings:
         if self.loop_prompts < 1:
             raise UserError(f"loop_prompts is {self.loop_prompts}; a loop rate needs at least 1 prompt")
 
+    def others(self, recipe: Recipe) -> list[Example]:
+        """Examples of the further tasks that the recipe names."""
+        found: list[Example] = []
+        for name in recipe.data.others:
+            task = load_task(name, None, checkpoint_world(recipe), recipe.seed)
+            found += task.examples("held_out", self.examples)
+        return found
+
+    def contents(self, recipe: Recipe) -> dict[str, str]:
+        """A digest of them: what a task's files hold counts, and not its name."""
+        return {"data.others": digest(self.others(recipe))} if recipe.data.others else {}
+
 
 @stage("measure", MeasureSettings, version=2)
 def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
@@ -55,9 +68,7 @@ def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     engine, _, words = engine_of(checkpoint)
     drawn = prompts_of(context.recipe)
     examples, prompts = drawn.to_measure(settings.tasks, settings.examples, settings.loop_prompts)
-    for name in context.recipe.data.others:
-        other = load_task(name, None, checkpoint_world(context.recipe), context.recipe.seed)
-        examples = [*examples, *other.examples("held_out", settings.examples)]
+    examples = [*examples, *settings.others(context.recipe)]
     scores = score_tasks(engine, words, examples, settings.max_new_tokens)
     rates, shown = measure_loops(
         engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -108,6 +108,13 @@ class PocketPrompts:
         return task_examples(self.recipe, (), "train", each_task)
 
 
+def digest(examples: Iterable[Example]) -> str:
+    """Of all that is asked, expected and shown as right."""
+    rows = [[each.id, each.messages, each.tools, each.reference, repr(each.answer)] for each in examples]
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 @dataclass(frozen=True)
 class GivenPrompts:
     """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken.
@@ -122,12 +129,7 @@ class GivenPrompts:
 
     @property
     def digest(self) -> str:
-        """Of all that is asked and expected."""
-        rows = [
-            [each.id, each.messages, each.tools, repr(each.answer)]
-            for each in (*self.train, *self.gate, *self.held_out)
-        ]
-        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+        return digest([*self.train, *self.gate, *self.held_out])
 
     def to_pair(self, loops: int, each_task: int) -> list[Example]:
         return list(self.train[:loops])
