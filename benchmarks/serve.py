@@ -103,14 +103,17 @@ async def guard(source: LlamaSource, prompts: list[str], budget: int) -> dict[st
             answers.append(await ask(client, url, chat(prompt, budget)))
 
     async with (
-        served(source, Settings(guard=Guard())) as url,
+        served(source, Settings(deadline=3600, guard=Guard())) as url,
         httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client,
     ):
         await asyncio.gather(*(work(client, url) for _ in range(source.slots)))
+    refused = Counter(each["status"] for each in answers if each["status"] != 200)
+    answers = [each for each in answers if each["status"] == 200]
     looping = sum(find_text_loop(each["text"]) is not None for each in answers)
     caught = [each["guard"]["rewinds"] for each in answers if "guard" in each]
     return {
         "loops_that_reached_the_client": Rate(looping, len(answers)).as_dict(),
+        "errors": dict(refused),
         "finish": dict(Counter(str(each.get("finish")) for each in answers)),
         "answers_caught": len(caught),
         "rewinds": dict(sorted(Counter(caught).items())),
