@@ -105,6 +105,18 @@ def scorer_of(opened: TextModel) -> Scorer:
     return engine
 
 
+def parameters_of(opened: TextModel) -> int:
+    """Of a local model, counted in its file or checkpoint."""
+    assert opened.path is not None
+    if opened.path.is_file():
+        from minnow.device.gguf_export import gguf_metadata
+
+        return int(gguf_metadata(opened.path)["parameters"])
+    engine = opened.engine.engine if isinstance(opened.engine, LocalTextEngine) else None
+    assert isinstance(engine, TorchEngine)
+    return sum(parameter.numel() for parameter in engine.model.parameters())
+
+
 def weights_digest(path: Path | None) -> str | None:
     """Of a model's weights, so that answers of a model that was trained anew are not taken for those of the old one."""
     if path is None:

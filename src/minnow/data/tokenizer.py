@@ -172,6 +172,11 @@ class Tokenizer:
         """Ids of ``text`` as plain text: what looks like a special token is spelled out, never recognised."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """:meth:`encode`, and for each id the characters ``[begin, end)`` of ``text`` that it spells."""
+        found = self._plain.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`encode` for many texts, on all cores."""
         return [each.ids for each in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
