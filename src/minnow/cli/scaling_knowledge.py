@@ -80,7 +80,9 @@ def knowledge(
     lines = [f"{facts}: {len(table.names):,} names, {human(table.bits)} bits", _table_text(document, None)]
     if model is not None and text is not None:
         with open_text_model(model, NO_SERVER, tokenizer, threads, 1) as opened:
-            found = stored(scorer_of(opened), opened.tokenizer, table, text, n, seed)
+            scorer = scorer_of(opened)  # refuses a server
+            assert opened.tokenizer is not None
+            found = stored(scorer, opened.tokenizer, table, text, n, seed)
             held = parameters_of(opened)
         document["model"] = _model_document(model, found, held)
         lines[1] = _table_text(document, found)

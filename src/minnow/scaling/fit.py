@@ -161,9 +161,7 @@ def fit_law(
     draws: int = 4000,
     seed: int = 0,
     hold_out: float = 0.0,
-    delta: float = minimise.HUBER,
     every: int = 1,
-    name: str = "own fit",
 ) -> Fit:
     """Fit ``form`` to ``points`` from a grid of starts.
 
@@ -179,7 +177,7 @@ def fit_law(
     """
     shape = FORMS[form]
     _enough(points, shape, form)
-    problem = _problem(points, shape, floor, delta)
+    problem = _problem(points, shape, floor)
     theta, minima = solve(problem, _grid(shape)[::every])
     residuals = problem.target - _predicted(problem, theta)
     _no_bits(points, residuals)
@@ -197,18 +195,18 @@ def fit_law(
     ranges: dict[str, Any] = {"params_range": _range(points.params), "tokens_range": _range(points.tokens)}
     law: Law | T2Law
     if form == "t2":
-        law = T2Law(name, **values, **ranges)
+        law = T2Law("own fit", **values, **ranges)
     else:
         values = {"E": floor, **values}
         values.setdefault("beta", values["alpha"])
-        law = Law(name, **values, **ranges)
+        law = Law("own fit", **values, **ranges)
     found = Fit(
         form, law, shape.constants, intervals, table, residuals,
-        float(minimise.evaluate(problem, theta[None])[0][0] * delta**2), points,
+        float(minimise.evaluate(problem, theta[None])[0][0] * minimise.HUBER**2), points,
         warnings=tuple(_doubts(values, intervals, shape)),
     )  # fmt: skip
     if hold_out:
-        found = replace(found, hold_out=_held_out(points, form, hold_out, floor, delta, every))
+        found = replace(found, hold_out=_held_out(points, form, hold_out, floor, every))
     return found
 
 
@@ -255,7 +253,7 @@ def bootstrap(problem: minimise.Problem, minima: Array, draws: int, seed: int) -
     return best @ whole.T
 
 
-def _problem(points: Points, shape: Form, floor: float, delta: float) -> minimise.Problem:
+def _problem(points: Points, shape: Form, floor: float) -> minimise.Problem:
     place = {name: index for index, name in enumerate(shape.constants)}
     design = np.zeros((len(shape.terms), len(points), len(shape.constants)))
     for term, (coefficient, exponent, covariate) in zip(design, shape.terms, strict=True):
@@ -267,7 +265,7 @@ def _problem(points: Points, shape: Form, floor: float, delta: float) -> minimis
         raise UserError(
             f"{points.places[row]} has a loss of {points.loss[row]:g}, not above --floor {floor:g}; lower it"
         )
-    return minimise.Problem(design, np.log(points.loss - floor), delta)
+    return minimise.Problem(design, np.log(points.loss - floor))
 
 
 def _grid(shape: Form) -> Array:
@@ -362,13 +360,13 @@ def _doubts(values: dict[str, float], intervals: dict[str, tuple[float, float]],
     return doubts
 
 
-def _held_out(points: Points, form: str, share: float, floor: float, delta: float, every: int) -> dict[str, Any]:
+def _held_out(points: Points, form: str, share: float, floor: float, every: int) -> dict[str, Any]:
     if not 0 < share < 1:
         raise UserError(f"--hold-out {share:g} is no share of the runs; use a number between 0 and 1, such as 0.5")
     order = np.argsort(points.flops, kind="stable")
     cut = len(order) - max(1, round(share * len(order)))
     cheap, dear = points.take(order[:cut]), points.take(order[cut:])
-    fitted = fit_law(cheap, form, floor=floor, draws=0, delta=delta, every=every).law
+    fitted = fit_law(cheap, form, floor=floor, draws=0, every=every).law
     if isinstance(fitted, T2Law):
         assert dear.samples is not None
         predicted = fitted.loss(dear.params, dear.tokens, dear.samples)

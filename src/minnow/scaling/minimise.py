@@ -32,20 +32,18 @@ class Problem:
     Attributes:
         design: ``[terms, points, constants]``.
         target: logarithms of the losses, ``[points]``.
-        delta: of the Huber loss.
     """
 
     design: Array
     target: Array
-    delta: float = HUBER
 
     def moved(self, transform: Array) -> Problem:
         """The same problem in other coordinates: ``theta = transform @ new``."""
-        return Problem(self.design @ transform, self.target, self.delta)
+        return Problem(self.design @ transform, self.target)
 
 
 def evaluate(problem: Problem, theta: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """Objective ``[S]`` and gradient ``[S, P]`` at ``theta [S, P]``, in units of ``delta`` (an L1 sum far out).
+    """Objective ``[S]`` and gradient ``[S, P]`` at ``theta [S, P]``, in units of :data:`HUBER` (an L1 sum far out).
 
     Args:
         weights: of the points, ``[S, points]``: bootstrap counts.
@@ -63,7 +61,7 @@ def evaluate(problem: Problem, theta: Array, weights: Array | None = None) -> tu
     residual = top
     residual += np.log(total)
     residual -= problem.target
-    residual /= problem.delta
+    residual /= HUBER
     slope = np.clip(residual, -1.0, 1.0)
     # Huber in one expression: r²/2 inside, |r| - 1/2 outside.
     if weights is None:
@@ -72,7 +70,7 @@ def evaluate(problem: Problem, theta: Array, weights: Array | None = None) -> tu
         weighted = slope * weights
         value = np.einsum("sn,sn->s", weighted, residual) - 0.5 * np.einsum("sn,sn->s", weighted, slope)
         slope = weighted
-    slope /= total * problem.delta
+    slope /= total * HUBER
     gradient = np.zeros_like(theta)
     for one, term in zip(logs, problem.design, strict=True):
         one *= slope

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import operator
 import re
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minnow.data.table import read_rows
 from minnow.errors import UserError
 from minnow.files import read_json
 from minnow.scaling.laws import TRAIN_FLOPS, human
@@ -97,7 +96,7 @@ class Points:
 
 
 def read_points(paths: Sequence[Path], columns: Columns, where: Sequence[str] = ()) -> Points:
-    """Read CSV, JSONL or Parquet files, or run folders (their ``pretrain`` stages), and check the rows.
+    """Read tables (:func:`minnow.data.table.read_rows`), or run folders (their ``pretrain`` stages), and check the rows.
 
     Args:
         where: conditions a row must meet, such as ``dataset=c4``, ``ratio<=20``; ``ratio`` (tokens per parameter),
@@ -141,36 +140,10 @@ def read_points(paths: Sequence[Path], columns: Columns, where: Sequence[str] = 
 
 
 def _rows(path: Path, columns: Columns) -> list[tuple[str, Mapping[str, Any]]]:
-    if path.is_dir():
-        sweep = path / POINTS
-        return _rows(sweep, columns) if sweep.exists() else _run_folder(path, columns)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path")
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".jsonl", ".parquet"):
-        raise UserError(f"{path} is of an unknown kind; use .csv, .jsonl or .parquet")
-    try:
-        if kind == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            try:
-                found: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
-            except pyarrow.ArrowInvalid as error:
-                raise UserError(f"{path} is no Parquet file ({error}); check it") from error
-        elif kind == ".csv":
-            found = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-        else:
-            found = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as {kind[1:].upper()} ({error}); correct it") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; check the file and its rights") from error
-    if not found:
-        raise UserError(f"{path} holds no rows; give one row per run")
-    if not all(isinstance(row, dict) for row in found):
-        raise UserError(f"{path} holds lines that are no objects; write one object with named values per line")
-    return [(f"row {number} of {path.name}", row) for number, row in enumerate(found, start=1)]
+    if not path.is_dir():
+        return [(row.place, row.values) for row in read_rows(path)]
+    sweep = path / POINTS
+    return _rows(sweep, columns) if sweep.exists() else _run_folder(path, columns)
 
 
 def _run_folder(folder: Path, columns: Columns) -> list[tuple[str, Mapping[str, Any]]]:
