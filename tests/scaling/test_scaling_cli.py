@@ -92,6 +92,11 @@ def test_repeated_tokens_end_to_end(tmp_path: Path, capsys: Capture, synthetic: 
     low, high = document["repeats"]["intervals"]["tokens"]
     assert low <= document["repeats"]["tokens"] <= high
     assert document["repeats"]["tokens"] == pytest.approx(12.0, rel=0.2)
+    at = answer(
+        capsys, "fit", str(file), "--form", "repeated", "--unique", "unique", "--bootstrap", "0", "--at", "1B:20B:1B"
+    )
+    # Twenty passes cost 10% against fresh tokens; the decay is known to a fifth.
+    assert at["predictions"][0]["loss"] == pytest.approx(float(law.loss(1e9, 2e10, 1e9)), rel=0.02)
     assert "--unique" in refused(capsys, "fit", str(file), "--form", "repeated")
 
 
@@ -114,6 +119,20 @@ def test_accuracy_and_t2_beta_fits_feed_the_plan(
     by_rule = {one["rule"]: one for one in document["choices"]}
     assert 0 < by_rule["chinchilla"]["accuracy"] < 1
     assert by_rule["t2"]["law"] == "beta" and 0 < by_rule["t2"]["pass_rate"] < 1
+
+
+def test_rows_of_one_checkpoint_have_one_loss(tmp_path: Path, capsys: Capture) -> None:
+    table = {
+        "params": [1e8, 1e8],
+        "tokens": [1e9, 1e9],
+        "loss": [3.0, 3.1],
+        "samples": [8.0, 8.0],
+        "correct": [1.0, 2.0],
+    }
+    file = write(tmp_path / "b.csv", table)
+    assert "are of one checkpoint but have losses of 3.1 and 3" in refused(
+        capsys, "fit", str(file), "--form", "t2-beta"
+    )
 
 
 def test_a_preset_shows_the_published_model(capsys: Capture) -> None:
@@ -162,6 +181,10 @@ def test_worth_ends_training(capsys: Capture) -> None:
         (("--where", "params>1e12"), "no row of 80 meets params>1e12; loosen --where"),
         (("--form", "t2"), "has no column samples"),
         (("--form", "accuracy"), "has no column accuracy"),
+        (("--form", "accuracy", "--at", "1B:20B"), "--at is for laws of the loss, and accuracy is none"),
+        (("--form", "t2-beta", "--hold-out", "0.5"), "--hold-out is for laws of the loss"),
+        (("--floor", "1.7"), "--floor is for the form reducible; chinchilla finds its own"),
+        (("--at", "350M:28T:much"), "--at 350M:28T:much is no size and tokens"),
         (("--hold-out", "0.95"), "are too few"),
     ],
 )

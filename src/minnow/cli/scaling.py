@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ def fit(
     hold_out: float = 0.0,
     bootstrap: int = 4000,
     seed: int = 0,
-    at: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N:D …")] = (),
+    at: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N:D[:U] …")] = (),
     plots: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,13 +66,17 @@ def fit(
         hold_out: share of the runs, the dearest, to predict from a fit on the rest.
         bootstrap: draws for the intervals; 0 for none.
         seed: of the draws.
-        at: sizes and tokens to predict, such as 350M:28T.
+        at: sizes and tokens to predict, such as 350M:28T, or 350M:28T:1T where only 1T of the tokens are different.
         plots: folder for residuals.svg and isoflop.svg.
     """
     if form not in _ALL_FORMS:
         raise UserError(f"there is no form {form}; {nearest(form, _ALL_FORMS)}")
     if not 0 <= bootstrap <= _MOST_DRAWS:
         raise UserError(f"--bootstrap {bootstrap} is out of range; use 0 to {_MOST_DRAWS:,} (4,000 is usual)")
+    if form in ("accuracy", "t2-beta"):
+        for option, given in (("at", at), ("hold-out", hold_out), ("plots", plots), ("floor", floor)):
+            if given:
+                raise UserError(f"--{option} is for laws of the loss, and {form} is none; leave it out")
     if form == "accuracy":
         points = read_points(files, Columns(None, None, loss, accuracy=accuracy or "accuracy"), where)
         found = fit_accuracy(points, bootstrap, seed)
@@ -95,7 +100,7 @@ def fit(
         return
     places = [_place(text) for text in at]
     if form == "repeated":
-        fitted, repeat_intervals = _repeated(points, bootstrap, seed, hold_out)
+        fitted, repeat_intervals = _repeated(points, floor, bootstrap, seed, hold_out)
     else:
         fitted, repeat_intervals = fit_law(points, form, floor=floor, draws=bootstrap, seed=seed, hold_out=hold_out), {}
     predictions = [fitted.predict(*place) for place in places]
@@ -110,12 +115,14 @@ def fit(
     warn(warnings)
 
 
-def _repeated(points: Points, draws: int, seed: int, hold_out: float) -> tuple[Fit, dict[str, tuple[float, float]]]:
+def _repeated(
+    points: Points, floor: float, draws: int, seed: int, hold_out: float
+) -> tuple[Fit, dict[str, tuple[float, float]]]:
     """The constants from runs of at most one epoch, then what repeats are worth from all."""
     if points.unique is None:
         raise UserError("the repeated form needs the number of different tokens of each run; name it with --unique")
     once = points.take(points.tokens <= 1.01 * points.unique)
-    fitted = fit_law(once, "chinchilla", draws=draws, seed=seed, hold_out=hold_out)
+    fitted = fit_law(once, "chinchilla", floor=floor, draws=draws, seed=seed, hold_out=hold_out)
     assert isinstance(fitted.law, Law)
     repeats, intervals = fit_repeats(points, fitted.law, min(draws, 400), seed)
     return replace(fitted, law=replace(fitted.law, repeats=repeats)), intervals
@@ -125,16 +132,22 @@ def _checkpoints(points: Points) -> Points:
     """One row per checkpoint of a table that has one per question."""
     seen: dict[tuple[float, float], int] = {}
     for row, key in enumerate(zip(points.params.tolist(), points.tokens.tolist(), strict=True)):
-        seen.setdefault(key, row)
+        first = seen.setdefault(key, row)
+        if points.loss[row] != points.loss[first]:
+            raise UserError(
+                f"{points.places[row]} and {points.places[first]} are of one checkpoint but have losses of "
+                f"{points.loss[row]:g} and {points.loss[first]:g}; give every row the checkpoint's own"
+            )
     return points.take(list(seen.values()))
 
 
-def _place(text: str) -> tuple[float, float]:
-    size, _, tokens = text.partition(":")
-    found = (parse_count(size), parse_count(tokens))
-    if found[0] is None or found[1] is None or min(found[0], found[1]) <= 0:
-        raise UserError(f"--at {text} is no size and tokens; write it as 350M:28T")
-    return found[0], found[1]
+def _place(text: str) -> tuple[float, ...]:
+    found = tuple(number for part in text.split(":") if (number := parse_count(part)) is not None and number > 0)
+    if len(found) not in (2, 3) or len(found) != text.count(":") + 1:
+        raise UserError(
+            f"--at {text} is no size and tokens; write it as 350M:28T, or 350M:28T:1T with different tokens"
+        )
+    return found
 
 
 def _write_plots(fitted: Fit, folder: Path) -> list[str]:
@@ -148,12 +161,9 @@ def _write_plots(fitted: Fit, folder: Path) -> list[str]:
 
 
 def _fit_text(document: dict[str, Any]) -> str:
-    rows = [["constant", "value", "95% low", "95% high"]]
-    for name in ("E", "A", "B", "G", "alpha", "beta", "gamma"):
-        if name in document:
-            ends = document["intervals"].get(name)
-            rows.append([name, f"{document[name]:.5g}", *(f"{end:.5g}" for end in ends or ())])
-            rows[-1] += [""] * (4 - len(rows[-1]))
+    values: dict[str, float] = {
+        name: document[name] for name in ("E", "A", "B", "G", "alpha", "beta", "gamma") if name in document
+    }
     sizes, tokens = document["params_range"], document["tokens_range"]
     head = (
         f"{document['form']} fit to {document['points']} runs, {human(sizes[0])} to {human(sizes[1])} parameters, "
@@ -161,7 +171,7 @@ def _fit_text(document: dict[str, Any]) -> str:
     )
     lines = [
         head,
-        columns(rows),
+        _constants_text(values, document["intervals"]),
         f"mean absolute residual {document['mean_absolute_log_residual']:.3%} of the loss",
     ]
     if document["form"] == "repeated":
@@ -178,24 +188,28 @@ def _fit_text(document: dict[str, Any]) -> str:
         )
     for one in document["predictions"]:
         ends = f" ({one['low']:.4f} to {one['high']:.4f})" if "low" in one else ""
-        lines.append(f"{human(one['params'])} on {human(one['tokens'])}: loss {one['loss']:.4f}{ends}")
+        different = f", {human(one['unique'])} of them different" if one["unique"] else ""
+        lines.append(f"{human(one['params'])} on {human(one['tokens'])}{different}: loss {one['loss']:.4f}{ends}")
     lines += [f"wrote {file}" for file in document.get("plots", ())]
     return "\n".join(lines)
 
 
 def _accuracy_text(found: AccuracyLaw, count: int) -> str:
-    rows = [["constant", "value", "95% low", "95% high"]]
-    for name in ("epsilon", "k", "gamma"):
-        ends = found.intervals.get(name)
-        rows.append([name, f"{getattr(found, name):.5g}", *([f"{end:.5g}" for end in ends] if ends else ["", ""])])
-    return f"1 - accuracy = epsilon - k exp(-gamma L), {count} runs\n{columns(rows)}"
+    values = {name: getattr(found, name) for name in ("epsilon", "k", "gamma")}
+    return f"1 - accuracy = epsilon - k exp(-gamma L), {count} runs\n{_constants_text(values, found.intervals)}"
 
 
 def _beta_text(found: BetaLaw, count: int) -> str:
-    rows = [["constant", "value", "95% low", "95% high"]]
-    rows += [
-        [name, f"{getattr(found, name):.5g}", *(f"{end:.5g}" for end in ends)] for name, ends in found.intervals.items()
-    ]
+    values = {name: getattr(found, name) for name in found.intervals}
     head = f"mu = sigmoid(t1 + t2 L), nu = exp(t3 + t4 L), {count} rows"
     law = found.law
-    return f"{head}\n{columns(rows)}\nL = {law.E:.4g} + {law.A:.4g} N^-{law.alpha:.3g} + {law.B:.4g} D^-{law.beta:.3g}"
+    equation = f"L = {law.E:.4g} + {law.A:.4g} N^-{law.alpha:.3g} + {law.B:.4g} D^-{law.beta:.3g}"
+    return f"{head}\n{_constants_text(values, found.intervals)}\n{equation}"
+
+
+def _constants_text(values: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+    rows = [["constant", "value", "95% low", "95% high"]]
+    for name, value in values.items():
+        rows.append([name, f"{value:.5g}", *(f"{end:.5g}" for end in intervals.get(name, ()))])
+        rows[-1] += [""] * (4 - len(rows[-1]))
+    return columns(rows)

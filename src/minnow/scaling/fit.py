@@ -115,7 +115,7 @@ class Fit:
         if not isinstance(law, Law):
             raise UserError("a t2 fit predicts with a number of samples; use `minnow scaling plan`")
         middle = float(law.loss(params, tokens, unique))
-        entry: dict[str, Any] = {"params": params, "tokens": tokens, "loss": middle}
+        entry: dict[str, Any] = {"params": params, "tokens": tokens, "unique": unique, "loss": middle}
         if len(self.draws):
             index = {name: self.draws[:, place] for place, name in enumerate(self.names)}
             floor = index.get("E", np.full(len(self.draws), law.E))
@@ -173,9 +173,12 @@ def fit_law(
         every: take every n-th start of the grid only; coprime to its sides (2, 3, 5), or a side is never walked.
 
     Raises:
-        UserError: the runs cannot settle the constants (too few, one size, one ratio), or some losses are in bits.
+        UserError: the runs cannot settle the constants (too few, one size, one ratio), some losses are in bits, or a floor
+            for a form that finds its own.
     """
     shape = FORMS[form]
+    if floor and form != "reducible":
+        raise UserError(f"--floor is for the form reducible; {form} finds its own, so leave it out")
     _enough(points, shape, form)
     problem = _problem(points, shape, floor)
     theta, minima = solve(problem, _grid(shape)[::every])
