@@ -11,8 +11,7 @@ import pytest
 from bad_server import Reply, bad_server, event, refusal, spoken, stream
 from minnow.agent import Limits, Tool, Trace, run_agent
 from minnow.agent.marks import neutral
-from minnow.agent.prompts import openai_messages
-from minnow.rollout.server_engine import ServerEngine
+from minnow.rollout.server_engine import ServerEngine, openai_messages
 
 
 @dataclass

@@ -25,7 +25,8 @@ from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.rollout import Sampling, TorchEngine
 from minnow.rollout.records import per_prompt
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextAnswer
-from minnow.tasks import Example, PocketWorld
+from minnow.tasks import Example, PocketWorld, judge
+from minnow.tasks.builtin import built_in
 
 SETTINGS = Settings("tiny", "torch", None, 24, 5, False, False)
 ROUND = "The list begins:" + " Velm and Osk," * 60
@@ -113,6 +114,28 @@ def test_samples_and_batches_have_noise_of_their_own(local: LocalTextEngine, wor
     other = survey(local, words, questions({"a": same}, [1.0], 2), AnswerFile(None, replace(SETTINGS, seed=6)))
     assert again == rows and not {row["text"] for row in other} & {row["text"] for row in rows}
     assert [row["tokens"] for row in rows] == [judged_of(row).tokens for row in rows]
+
+
+def test_a_conversation_is_one_answer(tmp_path: Path) -> None:
+    examples = built_in("file-requests", {}).examples("held_out", 6)
+    worked = {each.id: [t["content"] for t in each.reference if t["role"] == "assistant"] for each in examples}
+
+    @dataclass
+    class Worked(Said):
+        """Says the next turn of the worked continuation."""
+
+        def answers(
+            self, prompts: Sequence[ChatPrompt], sampling: Sampling | Sequence[Sampling]
+        ) -> Iterator[tuple[int, TextAnswer]]:
+            for place, one in enumerate(per_prompt(sampling, len(prompts))):
+                turn = sum(message["role"] == "assistant" for message in prompts[place].messages)
+                yield place, TextAnswer(prompts[place].id, worked[prompts[place].id][turn], "stop", one, 2)
+
+    path = tmp_path / "answers.jsonl"
+    rows = survey(Worked({}), None, questions({"a": examples}, [0.0], 1), AnswerFile(path, SETTINGS))
+    assert all(judge(each, row["text"]).correct for each, row in zip(examples, rows, strict=True))
+    assert [row["tokens"] for row in rows] == [2 * len(worked[each.id]) for each in examples]
+    assert {row["finish_reason"] for row in rows} == {"stop"} and read_answers(path) == rows
 
 
 KILLED = """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from minnow.agent.tools import Tool
-from minnow.data.calls import Call, CallError, parse_any_calls, parse_calls, without_calls, without_thoughts
+from minnow.data.calls import Call, parse_any_calls, parse_calls, without_thoughts
 from minnow.data.tokenizer import Tokenizer
 from minnow.rollout import Rollout
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer
@@ -71,8 +70,8 @@ class ServerPrompts:
         self._schemas = [tool.function_schema() for tool in tools] or None
 
     def prompt(self, name: str, messages: Messages) -> ChatPrompt:
-        """Messages in OpenAI's form, and the tools."""
-        return ChatPrompt(name, openai_messages(messages), self._schemas)
+        """Messages, calls in their text, and the tools."""
+        return ChatPrompt(name, list(map(dict, messages)), self._schemas)
 
     def said(self, turn: Rollout | TextAnswer) -> str:
         """The text of the model's turn, calls that came apart among it in Hermes' form."""
@@ -85,37 +84,6 @@ class ServerPrompts:
     def plain(self, text: str) -> str:
         """An answer without its thoughts."""
         return without_thoughts(text).strip()
-
-
-def openai_messages(messages: Messages) -> list[dict[str, Any]]:
-    """Messages whose calls are text as OpenAI's API has them: ``tool_calls`` with ids that the tools' turns answer.
-
-    What answers no call (the error about one that could not be read) is the user's turn, as a tool's would be refused.
-    """
-    written: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            try:
-                calls = parse_any_calls(message["content"])
-            except CallError:
-                calls = []
-            waiting = [f"call_{place}_{number}" for number in range(len(calls))]
-            listed = [
-                {
-                    "id": name,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
-                }
-                for name, call in zip(waiting, calls, strict=True)
-            ]
-            said = without_calls(message["content"]) if calls else message["content"]
-            written.append({"role": "assistant", "content": said, **({"tool_calls": listed} if listed else {})})
-        elif message["role"] == "tool" and waiting:
-            written.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": message["content"]})
-        else:
-            written.append({**message, "role": "user" if message["role"] == "tool" else message["role"]})
-    return written
 
 
 def written_text(rollout: Rollout, tokenizer: Tokenizer) -> str:

@@ -85,7 +85,7 @@ def open_text_model(
     if server.model is not None:
         raise UserError(f"--model names a server's model, and {source} is no address; leave --model out")
     with open_model(Path(source), tokenizer, threads, max_new_tokens) as opened:
-        local = LocalTextEngine(opened.engine, opened.tokenizer, opened.rows)
+        local = LocalTextEngine(opened.engine, opened.tokenizer, opened.rows, opened.context)
         yield TextModel(
             str(opened.path), opened.runtime, local, opened.path, opened.tokenizer, opened.context, opened.run
         )

@@ -95,6 +95,16 @@ def turns(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, An
     yield from given
 
 
+def joined(texts: Sequence[str]) -> str:
+    """Several turns of the assistant, with others' between them, as one text; :func:`parted` gives them back."""
+    return f"{END}\n".join(text.replace(END, "") for text in texts)
+
+
+def parted(text: str) -> list[str]:
+    """The turns of :func:`joined`."""
+    return [turn.removeprefix("\n") for turn in text.split(END)]
+
+
 def _turn(index: int, message: Mapping[str, Any]) -> Turn:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:

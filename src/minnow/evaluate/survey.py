@@ -23,8 +23,9 @@ from minnow.errors import UserError
 from minnow.evaluate.loops import Judged, judge, judge_rollout, with_rules
 from minnow.loops import Loop
 from minnow.rollout.records import Sampling
-from minnow.rollout.text_engine import ChatPrompt, TextAnswer, TextEngine
+from minnow.rollout.text_engine import ChatPrompt, TextAnswer, TextEngine, converse
 from minnow.tasks import Example
+from minnow.tasks.task import following
 
 FAILED = "failed"
 Key = tuple[str, str, str, float, int]
@@ -273,7 +274,10 @@ def survey(
             for each, seed in zip(batch, seeds, strict=True)
         ]
         came: list[dict[str, Any]] = []
-        for place, answer in engine.answers(prompts, samplings):
+        conversations = converse(
+            engine, prompts, samplings, lambda place, texts, batch=batch: following(batch[place].example, texts)
+        )
+        for place, answer in conversations:
             if not file.holds(batch[place]):
                 judged = _judged(batch[place].example, answer, tokenizer)
                 came.append(row_of(batch[place], judged, file.settings, answer.error))

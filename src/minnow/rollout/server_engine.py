@@ -12,11 +12,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Queue
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from minnow.data.calls import CallError, parse_any_calls, without_calls
 from minnow.errors import UserError
 from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
 from minnow.rollout.records import Sampling, per_prompt
@@ -170,7 +171,8 @@ class ServerEngine:
         if prompt.raw:
             path, body["prompt"] = "completions", prompt.messages[-1]["content"]
         else:
-            path, body["messages"] = "chat/completions", prompt.messages
+            named = all(each["role"] != "tool" or "tool_call_id" in each for each in prompt.messages)
+            path, body["messages"] = "chat/completions", prompt.messages if named else openai_messages(prompt.messages)
             body |= {"tools": list(map(_function, prompt.tools))} if prompt.tools else {}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
@@ -240,6 +242,37 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") == "function":
         return tool
     return {"type": "function", "function": tool | {"name": tool["name"].replace(".", "_")}}
+
+
+def openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls are text as OpenAI's API has them: ``tool_calls`` with ids that the tools' turns answer.
+
+    What answers no call (the error about one that could not be read) is the user's turn, as a tool's would be refused.
+    """
+    written: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            try:
+                calls = parse_any_calls(message["content"])
+            except CallError:
+                calls = []
+            waiting = [f"call_{place}_{number}" for number in range(len(calls))]
+            listed = [
+                {
+                    "id": name,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                }
+                for name, call in zip(waiting, calls, strict=True)
+            ]
+            said = without_calls(message["content"]) if calls else message["content"]
+            written.append({"role": "assistant", "content": said, **({"tool_calls": listed} if listed else {})})
+        elif message["role"] == "tool" and waiting:
+            written.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": message["content"]})
+        else:
+            written.append({**message, "role": "user" if message["role"] == "tool" else message["role"]})
+    return written
 
 
 def _host(url: str) -> str | None:

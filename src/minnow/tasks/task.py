@@ -19,6 +19,9 @@ from minnow.tasks.types import SPLITS, Draft, Example, Score, Split
 Verifier = Callable[[Any, str], Score]
 """An example's ``answer`` and the assistant's text (without its end mark and its thoughts) to a verdict."""
 
+Follow = Callable[[Any, Sequence[str]], list[dict[str, Any]] | None]
+"""An example's ``answer`` and the assistant's turns so far to the messages that come next; None where it has ended."""
+
 LONGEST_ANSWER = 200_000
 """Characters; a longer text is wrong unread, whatever a verifier would make of it."""
 
@@ -27,6 +30,7 @@ DRAWN_EXAMPLES = 200
 
 _REDRAWS = 200  # tries for a prompt that has not come yet, before a drawn task counts as exhausted
 _VERIFIERS: dict[str, Verifier] = {}
+_FOLLOWS: dict[str, Follow] = {}
 _BUILT_IN: set[str] = set()
 
 
@@ -39,18 +43,21 @@ class Task:
         examples: the first ``n`` of a split; all of them (of a task without an end :data:`DRAWN_EXAMPLES`) for None.
         verify: see :data:`Verifier`.
         max_new_tokens: the budget of one answer.
+        follow: of a task whose answers are conversations; ``verify`` sees the assistant's turns of one
+            (:func:`minnow.data.chat.joined`).
     """
 
     name: str
     examples: Callable[[Split, int | None], list[Example]]
     verify: Verifier
     max_new_tokens: int = 256
+    follow: Follow | None = None
 
     def __post_init__(self) -> None:
-        register(self.name, self.verify)
+        register(self.name, self.verify, follow=self.follow)
 
 
-def register(name: str, verify: Verifier, built_in: bool = False) -> None:
+def register(name: str, verify: Verifier, built_in: bool = False, follow: Follow | None = None) -> None:
     """Make ``verify`` the word on every example of the task ``name``; making a :class:`Task` does it.
 
     Raises:
@@ -63,6 +70,29 @@ def register(name: str, verify: Verifier, built_in: bool = False) -> None:
     elif name in _BUILT_IN and _VERIFIERS[name] is not verify:
         raise UserError(f"{name!r} is a built-in task; give yours another name")
     _VERIFIERS[name] = verify
+    _FOLLOWS.pop(name, None)
+    if follow is not None:
+        _FOLLOWS[name] = follow
+
+
+def following(example: Example, texts: Sequence[str]) -> list[dict[str, Any]] | None:
+    """What the assistant reads after its turns ``texts``; None where the example asks for no more."""
+    follow = _FOLLOWS.get(example.task)
+    return None if follow is None else follow(example.answer, texts)
+
+
+def refuse_conversations(examples: Iterable[Example]) -> None:
+    """Refuse examples whose answers are conversations, for what takes one answer each.
+
+    Raises:
+        UserError: naming the task.
+    """
+    for example in examples:
+        if example.task in _FOLLOWS:
+            raise UserError(
+                f"the task {example.task!r} is a conversation of several turns; only 'minnow eval' holds one, and 'minnow "
+                "sft' trains on its worked examples"
+            )
 
 
 def judge(example: Example, text: str) -> Score:
@@ -100,6 +130,7 @@ def file_task(
     files: Mapping[Split, Path] | Path,
     max_new_tokens: int = 256,
     faults: Faults | None = None,
+    follow: Follow | None = None,
 ) -> Task:
     """A task whose examples stand in files.
 
@@ -132,11 +163,16 @@ def file_task(
             raise UserError(f"the task {name!r} has no {split} examples; name a file of them")
         return held[split][:n]
 
-    return Task(name, examples, verify, max_new_tokens)
+    return Task(name, examples, verify, max_new_tokens, follow)
 
 
 def drawn_task(
-    name: str, draw: Callable[[Random, Split], Draft], verify: Verifier, seed: int = 0, max_new_tokens: int = 256
+    name: str,
+    draw: Callable[[Random, Split], Draft],
+    verify: Verifier,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    follow: Follow | None = None,
 ) -> Task:
     """A task drawn from a seed: ``draw`` makes one draft; prompts do not repeat, and belong to one split each.
 
@@ -154,7 +190,7 @@ def drawn_task(
         drafts = distinct(of_split, repeat=split == "train")
         return examples_of(name, split, islice(drafts, DRAWN_EXAMPLES if n is None else n))
 
-    return Task(name, examples, verify, max_new_tokens)
+    return Task(name, examples, verify, max_new_tokens, follow)
 
 
 def distinct(draw: Callable[[], Draft], repeat: bool) -> Iterator[Draft]:

@@ -21,6 +21,7 @@ from minnow.recipe.stages.watching import openings
 from minnow.recipe.tasks import load_task
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
+from minnow.tasks.task import refuse_conversations
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def measure(context: StageContext[MeasureSettings]) -> dict[str, Any]:
     drawn = prompts_of(context.recipe)
     examples, prompts = drawn.to_measure(settings.tasks, settings.examples, settings.loop_prompts)
     examples = [*examples, *settings.others(context.recipe)]
+    refuse_conversations(examples)
     scores = score_tasks(engine, words, examples, settings.max_new_tokens)
     rates, shown = measure_loops(
         engine, words, prompts, settings.temperatures, settings.max_new_tokens, context.recipe.seed

@@ -22,7 +22,7 @@ from minnow.recipe.tasks import is_endless, load_task, names_task
 from minnow.tasks import TASKS, Example, PocketWorld
 from minnow.tasks.builtin import BUILT_IN
 from minnow.tasks.given import verify_given
-from minnow.tasks.task import register
+from minnow.tasks.task import refuse_conversations, register
 from minnow.tasks.types import SPLITS
 
 ASIDE = 5
@@ -212,11 +212,9 @@ def _read(name: str, count: int, seed: int, world: PocketWorld | None) -> list[E
         read = prompt_set(name, count)
     elif names_task(name):
         task = load_task(name, None, world, seed, data="both")
-        return [
-            replace(each, id=f"{task.name}/{each.id}")
-            for split in SPLITS
-            for each in task.examples(split, count if is_endless(name) else None)
-        ]
+        found = [each for split in SPLITS for each in task.examples(split, count if is_endless(name) else None)]
+        refuse_conversations(found)
+        return [replace(each, id=f"{task.name}/{each.id}") for each in found]
     elif Path(name).exists() or "." in name:
         read = read_prompts(Path(name))
     else:

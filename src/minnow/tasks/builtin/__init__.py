@@ -12,8 +12,19 @@ from random import Random
 
 from minnow.data.table import Faults
 from minnow.errors import UserError
-from minnow.tasks.builtin import documents, e2e, fairytaleqa, function_calls, ifeval, maths, scitldr, slots, squad
-from minnow.tasks.task import Task, Verifier, drawn_task, file_task, register
+from minnow.tasks.builtin import (
+    dialogues,
+    documents,
+    e2e,
+    fairytaleqa,
+    function_calls,
+    ifeval,
+    maths,
+    scitldr,
+    slots,
+    squad,
+)
+from minnow.tasks.task import Follow, Task, Verifier, drawn_task, file_task, register
 from minnow.tasks.types import Draft, Split
 
 
@@ -24,6 +35,7 @@ class BuiltIn:
     Attributes:
         data: where the data is published, for people.
         needs: called before examples are made; raises UserError where an optional library is missing.
+        follow: of a conversation.
     """
 
     verify: Verifier
@@ -32,6 +44,7 @@ class BuiltIn:
     draw: Callable[[Random, Split], Draft] | None = None
     data: str = ""
     needs: Callable[[], None] = lambda: None
+    follow: Follow | None = None
 
 
 BUILT_IN: dict[str, BuiltIn] = {
@@ -66,10 +79,18 @@ BUILT_IN: dict[str, BuiltIn] = {
         function_calls.score, 256, function_calls.read_irrelevance, data="github.com/ShishirPatil/gorilla (irrelevance)"
     ),
     "function-calls": BuiltIn(function_calls.score, 128, draw=function_calls.draw),
+    "bfcl-multi-turn": BuiltIn(
+        dialogues.score,
+        256,
+        dialogues.read,
+        data="github.com/ShishirPatil/gorilla (multi_turn_base)",
+        follow=dialogues.follow,
+    ),
+    "file-requests": BuiltIn(dialogues.score, 128, draw=dialogues.draw, follow=dialogues.follow),
     "ifeval": BuiltIn(ifeval.score, 1024, ifeval.read, data="hf://datasets/google/IFEval"),
 }
 for _name, _parts in BUILT_IN.items():
-    register(_name, _parts.verify, built_in=True)
+    register(_name, _parts.verify, built_in=True, follow=_parts.follow)
 
 
 def built_in(name: str, files: Mapping[Split, Path] | Path, seed: int = 0, faults: Faults | None = None) -> Task:
@@ -83,8 +104,8 @@ def built_in(name: str, files: Mapping[Split, Path] | Path, seed: int = 0, fault
     if parts.draw is not None:
         if files:
             raise UserError(f"the task {name!r} is drawn from a seed and reads no file; leave the file out")
-        return drawn_task(name, parts.draw, parts.verify, seed, parts.max_new_tokens)
+        return drawn_task(name, parts.draw, parts.verify, seed, parts.max_new_tokens, parts.follow)
     assert parts.read is not None
     if not files:
         raise UserError(f"the task {name!r} needs its data ({parts.data}): name the file, as in {name}=FILE")
-    return file_task(name, parts.read, parts.verify, files, parts.max_new_tokens, faults)
+    return file_task(name, parts.read, parts.verify, files, parts.max_new_tokens, faults, parts.follow)

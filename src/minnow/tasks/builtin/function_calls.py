@@ -23,12 +23,17 @@ _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "st
 
 
 def read(file: Path, faults: Faults) -> Iterator[Draft]:
-    """A category with its possible answers beside: ``NAME_answers``, or ``possible_answer/NAME`` as published."""
+    """A category with its possible answers beside."""
+    known = possible_answers(file)
+    return drafts_of(lambda row: [_question(row, known[row.values["id"]])])(file, faults)
+
+
+def possible_answers(file: Path) -> dict[str, Any]:
+    """A category's answers by id, from ``NAME_answers`` beside it or, as published, ``possible_answer/NAME``."""
     answers = beside(file, "_answers", file.parent / "possible_answer" / file.name)
     if answers is None:
         raise UserError(f"{file} needs its answers beside it, in possible_answer/{file.name}; fetch them too")
-    known = {row.values["id"]: row.values["ground_truth"] for row in read_rows(answers)}
-    return drafts_of(lambda row: [_question(row, known[row.values["id"]])])(file, faults)
+    return {row.values["id"]: row.values["ground_truth"] for row in read_rows(answers)}
 
 
 def read_irrelevance(file: Path, faults: Faults) -> Iterator[Draft]:
