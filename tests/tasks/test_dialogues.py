@@ -12,10 +12,11 @@ from minnow.data.calls import Call, render_calls
 from minnow.data.chat import joined, parted
 from minnow.data.table import Faults
 from minnow.errors import UserError
+from minnow.recipe.stages.prompts import read_given
 from minnow.tasks import Example, Task, judge
 from minnow.tasks.builtin import built_in
 from minnow.tasks.builtin.dialogues import MOST_STEPS
-from minnow.tasks.task import following, refuse_conversations
+from minnow.tasks.task import following
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/bfcl"
 
@@ -190,10 +191,9 @@ def test_the_published_data() -> None:
 
 
 def test_what_takes_one_answer_refuses_a_conversation() -> None:
-    example = built_in("file-requests", {}).examples("held_out", 1)[0]
     with pytest.raises(UserError, match="'file-requests' is a conversation of several turns"):
-        refuse_conversations([example])
-    refuse_conversations(built_in("function-calls", {}).examples("held_out", 1))
+        read_given(["file-requests"], 5)
+    assert read_given(["function-calls"], 5)
 
 
 def test_turns_as_one_text() -> None:
