@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bad_server import Reply, bad_server, refusal, spoken
 from minnow.cli import main
@@ -15,6 +17,8 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.loops import Rate
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
+from minnow.tasks.builtin import built_in
+from minnow.train import precision
 
 Run = Callable[..., Any]
 ROUND = "The list begins:" + " Velm and Osk," * 60
@@ -127,3 +131,36 @@ def test_bits_per_byte_of_a_file(run: Run, tmp_path: Path, tiny_model: Backbone,
 )
 def test_bad_input_is_a_sentence(run: Run, words: list[str], said: str) -> None:
     assert said in run("eval", "http://localhost:1/v1", "--model", "tiny", *words, code=2)
+
+
+def test_a_server_is_held_in_conversation(run: Run) -> None:
+    examples = {each.messages[0]["content"]: each for each in built_in("file-requests", {}).examples("held_out", 4)}
+    lazy = next(iter(examples))
+
+    def next_turn(body: dict[str, Any], _: int) -> Reply:
+        example = examples[body["messages"][0]["content"]]
+        turns = [each["content"] for each in example.reference if each["role"] == "assistant"]
+        said = sum(each["role"] == "assistant" for each in body["messages"])
+        assert all("tool_call_id" in each for each in body["messages"] if each["role"] == "tool")
+        return spoken("Done." if example.messages[0]["content"] == lazy else turns[said])
+
+    with bad_server(next_turn) as server:
+        found = run("eval", server.url, "--model", "tiny", "--tasks", "file-requests", "--n", 4)["tasks"][
+            "file-requests"
+        ]
+    assert found["correct"] == Rate(3, 4).as_dict() and found["failed"] == 0
+    assert found["wrong"][0]["reason"] == "turn 1 makes no call" and 0 < found["metrics"]["turns"]["mean"] < 1
+
+
+def test_threads_are_those_measured_fastest(
+    run: Run, tmp_path: Path, tiny_model: Backbone, words: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tiny_model, words, tmp_path / "model")
+    monkeypatch.setattr(precision, "_probe_seconds", lambda threads, rounds: abs(threads - 2))
+    before = torch.get_num_threads()
+    try:
+        for more, wanted in (((), min(2, len(os.sched_getaffinity(0)))), (("--threads", 1), 1)):
+            run("eval", tmp_path / "model", "--tasks", "receipts", "--n", 1, "--max-new-tokens", 2, *more)
+            assert torch.get_num_threads() == wanted
+    finally:
+        torch.set_num_threads(before)

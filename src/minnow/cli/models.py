@@ -88,7 +88,7 @@ def open_model(
     Args:
         tokenizer: model folder with a GGUF file's tokenizer, where it does not lie beside the file and the file is not
             in the export stage of a run.
-        threads: by default torch's own choice, and one for llama.cpp.
+        threads: by default of torch the fastest number, measured, and of llama.cpp one.
 
     Raises:
         UserError: anything missing or damaged, or a tokenizer of another model.
@@ -113,15 +113,13 @@ def open_model(
         return
     if tokenizer is not None:
         raise UserError("--tokenizer is for GGUF files; a checkpoint folder has its own tokenizer")
-    import torch
-
     from minnow.model.footprint import state_bytes
     from minnow.model.foreign import ForeignModel
     from minnow.recipe.stages.sources import engine_of
+    from minnow.train.precision import choose_threads
 
     folder = resolve_model(path)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    choose_threads(threads)
     torch_engine, model, words = engine_of(folder)
     context = min(model.config.max_positions, _PROMPT_TOKENS + max_new_tokens)
     if isinstance(model, ForeignModel):

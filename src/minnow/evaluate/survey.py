@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -274,10 +274,7 @@ def survey(
             for each, seed in zip(batch, seeds, strict=True)
         ]
         came: list[dict[str, Any]] = []
-        conversations = converse(
-            engine, prompts, samplings, lambda place, texts, batch=batch: following(batch[place].example, texts)
-        )
-        for place, answer in conversations:
+        for place, answer in converse(engine, prompts, samplings, partial(_following, batch)):
             if not file.holds(batch[place]):
                 judged = _judged(batch[place].example, answer, tokenizer)
                 came.append(row_of(batch[place], judged, file.settings, answer.error))
@@ -289,6 +286,10 @@ def survey(
             file.append(came)
             advance(len(came))
     return [file.rows[each.key] for each in wanted]
+
+
+def _following(batch: Sequence[Question], place: int, texts: Sequence[str]) -> list[dict[str, Any]] | None:
+    return following(batch[place].example, texts)
 
 
 def _batches(wanted: Sequence[Question], size: int | None, seed: int) -> Iterator[tuple[list[Question], list[int]]]:
