@@ -56,6 +56,9 @@ COMMANDS: dict[str, Command] = {
     "scaling plan": Command("minnow.cli.scaling_plan:plan", "choose a model's size and training tokens"),
     "scaling sweep": Command("minnow.cli.scaling_sweep:sweep", "train a ladder of small models for a fit"),
     "scaling knowledge": Command("minnow.cli.scaling_knowledge:knowledge", "say how many facts fit into a model"),
+    "plan-cluster": Command(
+        "minnow.cli.plan_cluster:plan", "say what a training takes on many GPUs, and the best mesh"
+    ),
     "export": Command("minnow.cli.export:export", "write a model as GGUF files, and check them"),
     "design": Command("minnow.cli.design:design", "find the best architecture for a device's budget by measuring"),
     "profile": Command("minnow.cli.profile:profile", "measure speed and memory of models, here or on a phone"),

@@ -13,11 +13,11 @@ from minnow.cli.output import AsJson, columns, emit, warn
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file
 from minnow.recipe.mapping import nearest
+from minnow.scaling.accelerators import GPUS
 from minnow.scaling.charts import plan_chart
 from minnow.scaling.downstream import AccuracyLaw, BetaLaw
 from minnow.scaling.laws import EPOCH, HOFFMANN, Law, Repeats, T2Law, human
 from minnow.scaling.plan import (
-    GPUS,
     PRESETS,
     T2_ILLUSTRATION,
     Budget,
@@ -90,7 +90,7 @@ def plan(
         raise UserError(f"--mfu {mfu:g} is no share of the peak; use a number in 0..1, such as 0.4")
     if gpu_price < 0:
         raise UserError(f"--gpu-price {gpu_price:g} is negative; give dollars per hour")
-    flops_per_hour = GPUS[gpu] * mfu * 3600
+    flops_per_hour = GPUS[gpu].flops * mfu * 3600
     laws, t2, accuracy = [HOFFMANN, EPOCH], [], None
     for file in law:
         match _read_law(file):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minnow.model.config import Attention, GatedDelta, GatedLinear, ModelConfig
+from minnow.model.config import Attention, GatedDelta, GatedLinear, Mixer, ModelConfig
 from minnow.model.footprint import WEIGHT_TYPES, decode_bytes, file_bytes, peak_memory, state_bytes, state_growth
 from minnow.model.inventory import PARTS, recurrent_values, tensors
 
@@ -62,8 +62,18 @@ def _weight_flops(config: ModelConfig) -> tuple[int, int]:
 
 def _memory_flops(config: ModelConfig) -> int:
     """Of memory matrices, in the recurrent form: fade, recall for the correction (delta nets), update, read."""
-    steps = {GatedDelta: 7, GatedLinear: 5}
-    return sum(steps.get(type(layer.mixer), 0) * recurrent_values(layer.mixer) for layer in config.layers)
+    return sum(recurrent_flops(layer.mixer) for layer in config.layers)
+
+
+def recurrent_flops(mixer: Mixer) -> int:
+    """Forward FLOPs per token of a mixer's memory matrix; 0 where it has none."""
+    return {GatedDelta: 7, GatedLinear: 5}.get(type(mixer), 0) * recurrent_values(mixer)
+
+
+def mean_seen(mixer: Attention, row: float) -> float:
+    """Positions that a query sees on average in a row of so many."""
+    window = min(mixer.window or row, row)
+    return window - window**2 / (2 * row) if row else 0
 
 
 def _score_flops(config: ModelConfig, last: int, mean: bool) -> float:
@@ -99,10 +109,7 @@ def flops_per_token(config: ModelConfig, context: float) -> float:
     forward = float(layers + head + _memory_flops(config))
     for layer in config.layers:
         if isinstance(layer.mixer, Attention):
-            row = 2 * context
-            window = min(layer.mixer.window or row, row)
-            seen = window - window**2 / (2 * row) if row else 0
-            forward += 4 * layer.mixer.heads * layer.mixer.head_dim * seen
+            forward += 4 * layer.mixer.heads * layer.mixer.head_dim * mean_seen(layer.mixer, 2 * context)
     return 3.0 * forward
 
 

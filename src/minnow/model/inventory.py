@@ -52,9 +52,14 @@ def tensors(config: ModelConfig) -> Iterator[Tensor]:
     if not config.tied:
         yield Tensor("head", config.vocab_size, d)
     for layer in config.layers:
-        yield from _mixer(layer.mixer, d)
-        yield from _feed_forward(layer.feed_forward, d)
+        yield from part_tensors(layer.mixer, d)
+        yield from part_tensors(layer.feed_forward, d)
     yield Tensor("norms", 1, d, "vector", (4 if config.sandwich else 2) * config.num_layers + 1)
+
+
+def part_tensors(part: Mixer | FeedForward, d: int) -> Iterator[Tensor]:
+    """Those of one mixer or feed-forward in a stream of width ``d``."""
+    yield from _feed_forward(part, d) if isinstance(part, FeedForward) else _mixer(part, d)
 
 
 def _mixer(mixer: Mixer, d: int) -> Iterator[Tensor]:

@@ -13,9 +13,6 @@ from minnow.errors import UserError
 from minnow.scaling.downstream import BetaLaw
 from minnow.scaling.laws import EPOCH, INFERENCE_FLOPS, TRAIN_FLOPS, Law, T2Law, human
 
-# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets.
-GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX4090": 165e12}
-
 # Published models: parameters (embedding counted once) and pre-training tokens.
 PRESETS: dict[str, tuple[float, float]] = {
     "lfm2-350m": (354_483_968, 10e12),

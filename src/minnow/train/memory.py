@@ -21,7 +21,7 @@ from minnow.model.config import (
     ShortConv,
 )
 from minnow.train.precision import compute_dtype
-from minnow.train.vocabulary import positions_at_once
+from minnow.train.vocabulary import BYTES_PER_LOGIT, positions_at_once
 
 # Bytes that plain torch keeps for the backward pass where the fused operations keep one value, by bytes of a value;
 # counted on convolution, attention and mixed stacks. It works in float32 inside either way.
@@ -29,7 +29,7 @@ _UNFUSED_BYTES = {2: 5.5, 4: 6.2}
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
-_SHARE = 0.9
+USABLE = 0.9
 """Of the free memory, what a plan may count on: allocators keep some, and what else runs may want more."""
 
 
@@ -49,7 +49,7 @@ class MicroBatch:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= _SHARE * self.free
+        return self.needed <= USABLE * self.free
 
 
 def plan_micro_batch(
@@ -110,25 +110,39 @@ def training_memory(config: ModelConfig, rows: int, length: int, muon: bool, dev
         "optimiser": 4 * everything + 4 * (everything - orthogonal),
         "gradients": item * everything,
         "activations": activation_bytes(config, rows * length, item),
-        "logits": _logit_bytes(config, rows * length, item, device),
+        "logits": logit_bytes(
+            config,
+            min(rows * length, positions_at_once(config.vocab_size, torch.device(device))),
+            2 if item == 2 else BYTES_PER_LOGIT,
+        ),
         "update": (4 + 3 * item) * orthogonal,
     }
     held = sum(memory[name] for name in ("masters", "weights", "optimiser", "gradients"))
     return memory | {"peak": held + max(memory["activations"] + memory["logits"], memory["update"])}
 
 
-def activation_bytes(config: ModelConfig, tokens: int, item: int) -> int:
+def activation_bytes(
+    config: ModelConfig, tokens: int, item: int, fused: bool | None = None, checkpointed: bool = False
+) -> int:
     """Bytes kept between the forward and the backward pass of ``tokens`` tokens, ``item`` bytes a value.
 
     Counts the inputs that the fused operations and the linear maps save; pure torch keeps a fixed factor more.
+
+    Args:
+        fused: whether fused operations serve; None: as on this machine's processor.
+        checkpointed: only what enters mixers and feed-forwards is kept, and what one of them makes when it runs again.
     """
     width = config.hidden_size
-    values = 3 * width + sum(
-        4 * width + _mixer_values(layer.mixer, width) + _feed_forward_values(layer.feed_forward, width)
-        for layer in config.layers
-    )
-    fused = item == 2 and kernels.describe().startswith("fused")
+    parts = [part_values(part, width) for layer in config.layers for part in (layer.mixer, layer.feed_forward)]
+    values = (3 + 4 * config.num_layers) * width + (max(parts) if checkpointed else sum(parts))
+    if fused is None:
+        fused = item == 2 and kernels.describe().startswith("fused")
     return round(tokens * values * (item if fused else _UNFUSED_BYTES[item]))
+
+
+def part_values(part: Mixer | FeedForward, width: int) -> int:
+    """Values per token that a mixer or feed-forward keeps for its backward pass."""
+    return _feed_forward_values(part, width) if isinstance(part, FeedForward) else _mixer_values(part, width)
 
 
 def _mixer_values(mixer: Mixer, width: int) -> int:
@@ -150,7 +164,6 @@ def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
     return feed_forward.active * (3 * feed_forward.width + 2 * width)
 
 
-def _logit_bytes(config: ModelConfig, tokens: int, item: int, device: str) -> int:
-    """The logits of one chunk and their gradient, and the head's gradient in float32."""
-    chunk = min(tokens, positions_at_once(config.vocab_size, torch.device(device))) * config.vocab_size
-    return (2 * chunk if item == 2 else 4 * 3 * chunk) + 4 * config.vocab_size * config.hidden_size
+def logit_bytes(config: ModelConfig, positions: int, each: int) -> int:
+    """The logits of one chunk of positions and their gradients, ``each`` bytes a logit; the head's gradient in float32."""
+    return each * positions * config.vocab_size + 4 * config.vocab_size * config.hidden_size

@@ -19,8 +19,11 @@ from torch.nn import functional as F
 from minnow.model import kernels
 from minnow.model.kernels.reference import CHUNK_LOGITS, IGNORED
 
-_BYTES_PER_LOGIT = 12
+BYTES_PER_LOGIT = 12
 """In float32: the logit, what a loss makes of it and its gradient."""
+
+CHUNKS_IN_MEMORY = 64
+"""A chunk's logits take at most one part in so many of a GPU's memory."""
 
 LogitSums = Callable[..., Tensor]
 """``(logits [n, V], *others [n, ...]) -> [m]`` sums over positions; the first is the loss, the others are reported."""
@@ -63,7 +66,9 @@ def positions_at_once(vocabulary: int, device: torch.device) -> int:
     """Positions in a chunk: on a CPU so many that its logits fit the caches, on a GPU a sixty-fourth of its memory."""
     logits = CHUNK_LOGITS
     if device.type == "cuda":
-        logits = max(logits, torch.cuda.get_device_properties(device).total_memory // (64 * _BYTES_PER_LOGIT))
+        logits = max(
+            logits, torch.cuda.get_device_properties(device).total_memory // (CHUNKS_IN_MEMORY * BYTES_PER_LOGIT)
+        )
     return max(1, logits // vocabulary)
 
 

@@ -1,0 +1,397 @@
+"""A rank's costs measured on the machine at hand: each kind of layer, the head and loss, the optimiser, communication.
+
+Every mixer and feed-forward of a model is run by itself, forward and back, at two numbers of rows; seconds between and
+beyond them lie on the line through both. Several ranks measure at the same time, as they would train, and a step waits
+for the slowest of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from minnow.data.rows import Batch
+from minnow.errors import UserError
+from minnow.model import kernels
+from minnow.model.backbone import Backbone
+from minnow.model.config import Attention, FeedForward, ModelConfig
+from minnow.model.feed_forward import build_feed_forward
+from minnow.model.mixers import build_mixer
+from minnow.model.rotary import rotary_table
+from minnow.scaling.cluster import Group, Job, Kind, Part
+from minnow.train.memory import free_memory
+from minnow.train.objectives import next_token
+from minnow.train.optimizer import Optimizer, OptimizerSettings
+from minnow.train.precision import compute_dtype, peak_flops
+from minnow.train.ranks import Ranks
+from minnow.train.vocabulary import BYTES_PER_LOGIT, positions_at_once
+
+_SIZES = (1 << 16, 1 << 20, 1 << 22)
+"""Values of the tensors that are sent."""
+
+_UNITS = 4  # gathered one after the other, as layers are
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of one part of a model.
+
+    Attributes:
+        forward, backward: at each of the two numbers of rows.
+        update: of its weights, whole.
+        sums: of adding its gradients to those of an earlier pass.
+    """
+
+    forward: tuple[float, float]
+    backward: tuple[float, float]
+    update: float
+    sums: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """See :class:`minnow.scaling.cluster.Costs`.
+
+    Attributes:
+        ranks: that measured together, all on one node.
+        rows: the two numbers of rows.
+        parts: by :func:`_name`.
+        sending: by kind, seconds before the first byte and seconds per byte among ``ranks`` ranks.
+    """
+
+    machine: str
+    ranks: int
+    length: int
+    rows: tuple[int, int]
+    muon: bool
+    item: int
+    peak: float
+    memory: float
+    process: float
+    positions: int
+    parts: dict[str, Timing]
+    sending: dict[str, tuple[float, float]]
+
+    fused: ClassVar[bool | None] = None
+    overlaps: ClassVar[bool] = False  # gloo's threads take the time of those that compute
+
+    @property
+    def logit(self) -> int:
+        return 2 if self.item == 2 else BYTES_PER_LOGIT
+
+    def chunk(self, vocabulary: int) -> int:
+        return max(1, self.positions // vocabulary)
+
+    def passes(self, job: Job, part: Part, rows: float) -> tuple[float, float]:
+        timing = self._timing(_name(part, job.config.hidden_size), job)
+        return self._at(timing.forward, rows), self._at(timing.backward, rows)
+
+    def ends(self, job: Job, rows: float) -> float:
+        timing = self._timing(_ends(job.config), job)
+        return self._at(timing.forward, rows) + self._at(timing.backward, rows)
+
+    def update(self, job: Job) -> float:
+        if job.muon != self.muon:
+            raise UserError(f"the measured file is of {'Muon' if self.muon else 'AdamW'}; calibrate with this recipe")
+        return sum(number * timing.update for timing, number in self._all(job))
+
+    def sums(self, job: Job) -> float:
+        return sum(number * timing.sums for timing, number in self._all(job))
+
+    def collective(self, kind: Kind, size: float, group: Group) -> float:
+        if kind not in self.sending:
+            raise UserError(
+                f"the measured file is of one rank, and {group.ranks} are planned; calibrate under torchrun, with at "
+                "least two"
+            )
+        start, per_byte = self.sending[kind]
+        hops = (group.ranks - 1) / (self.ranks - 1)
+        return start * hops + size * per_byte * hops * self.ranks / group.ranks
+
+    def _at(self, seconds: tuple[float, float], rows: float) -> float:
+        (low, high), (a, b) = self.rows, seconds
+        return max(0.0, a + (b - a) * (rows - low) / (high - low))
+
+    def _timing(self, name: str, job: Job) -> Timing:
+        if job.length != self.length:
+            raise UserError(f"the measured file is of rows of {self.length} tokens, not {job.length}; calibrate again")
+        if name not in self.parts:
+            raise UserError(f"the measured file holds no {name}; calibrate with this recipe")
+        return self.parts[name]
+
+    def _all(self, job: Job) -> Iterable[tuple[Timing, int]]:
+        for part, number in job.parts.items():
+            yield self._timing(_name(part, job.config.hidden_size), job), number
+        yield self._timing(_ends(job.config), job), 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Measured:
+        """What :meth:`as_dict` gave, read from JSON.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            parts = {
+                name: Timing(tuple(one["forward"]), tuple(one["backward"]), one["update"], one["sums"])
+                for name, one in document["parts"].items()
+            }
+            sending = {kind: tuple(numbers) for kind, numbers in document["sending"].items()}
+            rows = tuple(document["rows"])
+            return cls(**{**document, "parts": parts, "sending": sending, "rows": rows})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"that is no measured file ({error}); write one with `minnow plan-cluster RECIPE --calibrate FILE`"
+            ) from error
+
+
+def _name(part: Part, width: int) -> str:
+    return f"{part!r} of width {width}"
+
+
+def _ends(config: ModelConfig) -> str:
+    return f"vocabulary of {config.vocab_size} of width {config.hidden_size}{'' if config.tied else ', untied'}"
+
+
+class Calibration:
+    """Everything there is to time for a model, set up; :meth:`round` times each once.
+
+    Args:
+        rows: two numbers, those that will go through the model at once between them or near.
+        process: bytes that the process held before there was a model.
+        ranks: that measure together and call the same methods.
+    """
+
+    def __init__(
+        self, config: ModelConfig, length: int, rows: tuple[int, int], muon: bool, process: float, ranks: Ranks
+    ) -> None:
+        self.config, self.length, self.rows, self.muon, self.process, self.ranks = (
+            config, length, rows, muon, process, ranks,
+        )  # fmt: skip
+        self.device = (
+            torch.device("cuda", ranks.rank % ranks.per_node) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self.dtype = compute_dtype()
+        parts = dict.fromkeys(part for layer in config.layers for part in (layer.mixer, layer.feed_forward))
+        self._timed: dict[str, _Timed] = {_name(part, config.hidden_size): self._part(part) for part in parts}
+        self._timed[_ends(config)] = self._edges()
+        self._sent: dict[Kind, dict[int, list[float]]] = {}
+        self._senders: list[_Units] = [] if ranks.count == 1 else [_Units(size, self.device) for size in _SIZES]
+
+    def round(self) -> None:
+        """Time everything once more."""
+        for timed in self._timed.values():
+            timed.round()
+        for units in self._senders:
+            for kind, seconds in units.round():
+                self._sent.setdefault(kind, {}).setdefault(units.size, []).append(seconds)
+
+    def forget(self) -> None:
+        """What was timed so far: a first round also waits for memory."""
+        self._sent.clear()
+        for timed in self._timed.values():
+            timed.times.clear()
+
+    def measured(self, machine: str) -> Measured:
+        """What was timed so far; on every rank the slowest one's."""
+        rows, item = self.rows, self.dtype.itemsize
+        free = free_memory(self.device) / (self.ranks.per_node if self.device.type == "cpu" else 1)
+        mine = Measured(
+            machine, self.ranks.count, self.length, rows, self.muon, item, peak_flops(self.device), free, self.process,
+            positions_at_once(1, self.device), {name: timed.timing() for name, timed in self._timed.items()},
+            {kind: _line(kind, item, times) for kind, times in self._sent.items()},
+        )  # fmt: skip
+        return mine if self.ranks.count == 1 else _slowest(mine)
+
+    def _part(self, part: Part) -> _Timed:
+        config, width = self.config, self.config.hidden_size
+        module = build_feed_forward(part, width) if isinstance(part, FeedForward) else build_mixer(part, config)
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.normal_(0, width**-0.5)
+        module.to(self.device)
+        optimizer = Optimizer(module, OptimizerSettings(muon=self.muon), self.dtype, module.blocks())
+        norm = torch.ones(width, dtype=self.dtype, device=self.device)
+        table = None
+        if isinstance(part, Attention):
+            table = rotary_table(torch.arange(self.length, device=self.device), part)
+
+        def passing(rows: int) -> tuple[Callable[[], Sequence[Tensor]], Callable[[Sequence[Tensor]], None]]:
+            shape = rows, self.length, width
+            update, stream = (torch.randn(shape).to(self.device, self.dtype).requires_grad_() for _ in range(2))
+            documents = torch.ones(shape[:2], dtype=torch.int64, device=self.device)
+            gradient = torch.randn(shape).to(self.device, self.dtype)
+
+            def forward() -> Sequence[Tensor]:
+                left, normed = kernels.add_rms_norm(update, stream, norm, config.norm_eps)
+                made = module(normed) if isinstance(part, FeedForward) else module(normed, table, documents)
+                return left, made
+
+            def backward(made: Sequence[Tensor]) -> None:
+                torch.autograd.backward(made, [gradient, gradient])
+                update.grad = stream.grad = None
+
+            return forward, backward
+
+        return _Timed([passing(rows) for rows in self.rows], optimizer, self.device)
+
+    def _edges(self) -> _Timed:
+        model = Backbone(replace(self.config, layers=()))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(0, 0.02)
+        model.to(self.device)
+        optimizer = Optimizer(model, OptimizerSettings(muon=self.muon), self.dtype, {})
+
+        def passing(rows: int) -> tuple[Callable[[], Sequence[Tensor]], Callable[[Sequence[Tensor]], None]]:
+            tokens = torch.randint(self.config.vocab_size, (rows, self.length), device=self.device)
+            batch = Batch(tokens, tokens.roll(-1, 1), torch.ones_like(tokens))
+            return lambda: [next_token(model, batch).total], lambda made: made[0].backward()
+
+        return _Timed([passing(rows) for rows in self.rows], optimizer, self.device)
+
+
+class _Timed:
+    """One part's forward and backward pass at two numbers of rows, and its update."""
+
+    def __init__(self, passes: Sequence[tuple[Any, Any]], optimizer: Optimizer, device: torch.device) -> None:
+        self.passes, self.optimizer, self.device = passes, optimizer, device
+        self.times: dict[str, list[float]] = {}
+
+    def round(self) -> None:
+        for number, (forward, backward) in enumerate(self.passes):
+            made = self._time(f"forward {number}", forward)
+            self._time(f"backward {number}", partial(backward, made))
+            self._time(f"collect {number}", self.optimizer.collect)
+        self._time("update", lambda: self.optimizer.step(1e-4, 1.0))
+
+    def _time(self, name: str, work: Callable[[], Any]) -> Any:
+        begin = _clock(self.device)
+        made = work()
+        self.times.setdefault(name, []).append(_clock(self.device) - begin)
+        return made
+
+    def timing(self) -> Timing:
+        found = {name: statistics.median(times) for name, times in self.times.items()}
+        return Timing(
+            (found["forward 0"], found["forward 1"]),
+            (found["backward 0"], found["backward 1"]),
+            found["update"],
+            found["collect 1"],
+        )
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class _Touch(Function):
+    """Passes values on, and gives a weight the gradient that lies ready: nothing is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_x: Tensor) -> Any:
+        return d_x, ctx.gradient, None
+
+
+class _Unit(nn.Module):
+    def __init__(self, size: int, device: torch.device, gradient: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size // 256, 256, device=device))
+        self.gradient = gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = _Touch.apply(x, self.weight, self.gradient)
+        return made
+
+
+class _Units:
+    """Units of ``size`` weights that FSDP2 gathers and reduces as it does a model's layers, and tensors as large that
+    are exchanged and added up."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        import torch.distributed as dist
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        self.size, self.device, self.dist = size, device, dist
+        dtype = compute_dtype()
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+        gradient = torch.zeros(size // 256, 256, device=device, dtype=dtype)
+        self.model = nn.Sequential(*(_Unit(size, device, gradient) for _ in range(_UNITS)))
+        for unit in self.model:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(self.model, mesh=mesh, mp_policy=policy)
+        self.x = torch.ones(1, device=device, requires_grad=True)
+        self.values = torch.zeros(size, device=device, dtype=dtype)
+        self.received = torch.zeros_like(self.values)
+        self.sums = torch.zeros(size, device=device)
+
+    def round(self) -> Iterable[tuple[Kind, float]]:
+        self.dist.barrier()
+        begin = _clock(self.device)
+        made = self.model(self.x)
+        middle = _clock(self.device)
+        made.sum().backward()
+        end = _clock(self.device)
+        for unit in self.model.parameters():
+            unit.grad = None
+        gather = (middle - begin) / _UNITS
+        yield "gather", gather
+        yield "reduce", max(0.0, (end - middle) / _UNITS - gather)
+        self.dist.barrier()
+        begin = _clock(self.device)
+        self.dist.all_to_all_single(self.received, self.values)
+        middle = _clock(self.device)
+        self.dist.all_reduce(self.sums)
+        yield "exchange", middle - begin
+        yield "all-reduce", _clock(self.device) - middle
+
+
+def _line(kind: Kind, item: int, times: Mapping[int, Sequence[float]]) -> tuple[float, float]:
+    """Seconds before the first byte and per byte, through the medians; both at least 0."""
+    width = item if kind in ("gather", "exchange") else 4
+    sizes = [width * size for size in times]
+    seconds = [statistics.median(taken) for taken in times.values()]
+    slope, start = statistics.linear_regression(sizes, seconds)
+    slope = max(0.0, slope)
+    return max(0.0, min(start, min(seconds))), slope
+
+
+def _slowest(mine: Measured) -> Measured:
+    import torch.distributed as dist
+
+    everyone: list[Any] = [None] * mine.ranks
+    dist.all_gather_object(everyone, mine)
+
+    def worst(values: Sequence[tuple[float, ...]]) -> Any:
+        return tuple(max(column) for column in zip(*values, strict=True))
+
+    parts = {
+        name: Timing(
+            worst([one.parts[name].forward for one in everyone]),
+            worst([one.parts[name].backward for one in everyone]),
+            max(one.parts[name].update for one in everyone),
+            max(one.parts[name].sums for one in everyone),
+        )
+        for name in mine.parts
+    }
+    sending = {kind: worst([one.sending[kind] for one in everyone]) for kind in mine.sending}
+    return replace(mine, parts=parts, sending=sending, memory=min(one.memory for one in everyone))
