@@ -39,7 +39,7 @@ from minnow.model.config import Attention, Dense, Experts, FeedForward, LayerCon
 from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.scaling import calibrate
 from minnow.scaling.accelerators import GPUS
-from minnow.scaling.calibrate import Calibration
+from minnow.scaling.calibrate import Calibration, warm_up
 from minnow.scaling.cluster import Job, Mesh, assess
 from minnow.scaling.roofline import Roofline
 from minnow.train.loop import Trainer, TrainSettings
@@ -71,12 +71,13 @@ SHAPES = {
 
 
 def cases() -> list[dict[str, Any]]:
-    """Each shape on one and two ranks, with and without computing again; one also in two passes a step."""
+    """Each shape on one and two ranks; the first also in two passes a step, and most computing again."""
     made = [
         {"shape": shape, "ranks": ranks, "again": again, "at_once": ROWS}
-        for shape in SHAPES
         for ranks in (1, 2)
+        for shape in SHAPES
         for again in (False, True)
+        if ranks == 1 or not again or shape == "6 x 256"
     ]
     return [*made, *({"shape": "6 x 256", "ranks": ranks, "again": False, "at_once": ROWS // 2} for ranks in (1, 2))]
 
@@ -92,10 +93,7 @@ def train(case: dict[str, Any], steps: int, clock: str) -> None:
     draw = np.random.default_rng(0).integers(0, VOCABULARY, (64, LENGTH + 1)).astype(np.int32)
     loader = Loader(Packed(draw[:, :-1], draw[:, 1:], np.ones((64, LENGTH), np.int16)), ROWS * case["ranks"], seed=0)
     with joined(Parallel(activation_checkpointing=case["again"])) as ranks, tempfile.TemporaryDirectory() as folder:
-        if ranks.count > 1:
-            from torch.distributed import fsdp  # noqa: F401  importing is no part of training
-
-            from minnow.train import state_folder  # noqa: F401
+        warm_up(ranks)
         process = peak_rss_bytes()
         model = Backbone(config)
         model.initialise(0)
@@ -170,7 +168,7 @@ def launch(case: dict[str, Any], steps: int, clock: str) -> dict[str, Any]:
     return case | json.loads(told[0])
 
 
-def here(steps: int, clock: str) -> list[dict[str, Any]]:
+def here(steps: int, clock: str, only: int | None) -> list[dict[str, Any]]:
     """All cases, printed as they come."""
     print(f"{machine()['cpu']}, one thread a rank, {clock} seconds")
     print(
@@ -178,7 +176,7 @@ def here(steps: int, clock: str) -> list[dict[str, Any]]:
     )
     made = []
     for case in cases():
-        if clock == "cpu" and case["ranks"] > 1:
+        if only not in (None, case["ranks"]) or (clock == "cpu" and case["ranks"] > 1):
             continue
         one = launch(case, steps, clock)
         made.append(one)
@@ -243,13 +241,14 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="compare with published GPU runs")
     parser.add_argument("--steps", type=int, default=15, help="that count, of each case")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--ranks", type=int, choices=(1, 2), help="only cases of so many ranks")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         train(json.loads(options.case), options.steps, options.clock)
         return
-    made = published() if options.published else here(options.steps, options.clock)
+    made = published() if options.published else here(options.steps, options.clock, options.ranks)
     if options.json:
         options.json.write_text(json.dumps(made, indent=2))
 

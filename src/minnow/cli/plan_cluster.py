@@ -17,7 +17,7 @@ from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe, load_recipe
 from minnow.recipe.speed import takes_muon
 from minnow.scaling.accelerators import GPUS
-from minnow.scaling.calibrate import Calibration, Measured
+from minnow.scaling.calibrate import Calibration, Measured, warm_up
 from minnow.scaling.cluster import Costs, Job, Mesh, Plan, plan_cluster
 from minnow.scaling.laws import human
 from minnow.scaling.points import parse_count
@@ -164,9 +164,9 @@ def _calibrate(job: Job, rows: tuple[int, int], file: Path, rounds: int = 15) ->
     low, high = rows
     if not 1 <= low < high:
         raise UserError(f"--rows {low} {high} are no two numbers; give a smaller one and a larger, such as 1 4")
-    process = peak_rss_bytes()
-    with joined(Parallel()) as ranks:
-        calibration = Calibration(job.config, job.length, rows, job.muon, process, ranks)
+    with joined(Parallel(activation_checkpointing=True)) as ranks:
+        warm_up(ranks)
+        calibration = Calibration(job.config, job.length, rows, job.muon, peak_rss_bytes(), ranks)
         calibration.round()
         calibration.forget()
         with track(rounds, "calibrate", "round") as progress:

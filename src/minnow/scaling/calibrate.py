@@ -23,6 +23,7 @@ from minnow.errors import UserError
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.config import Attention, FeedForward, ModelConfig
+from minnow.model.families.lfm2 import lfm2_config
 from minnow.model.feed_forward import build_feed_forward
 from minnow.model.mixers import build_mixer
 from minnow.model.rotary import rotary_table
@@ -162,6 +163,18 @@ def _name(part: Part, width: int) -> str:
 
 def _ends(config: ModelConfig) -> str:
     return f"vocabulary of {config.vocab_size} of width {config.hidden_size}{'' if config.tied else ', untied'}"
+
+
+def warm_up(ranks: Ranks) -> None:
+    """Let the process load what any training loads, by a pass of a tiny one: libraries, kernels, the ranks' buffers."""
+    model = Backbone(lfm2_config(64, 32, 64, ("conv", "full_attention"), num_heads=2, num_kv_heads=1, head_dim=16))
+    model.initialise(0)
+    ranks.spread(model, compute_dtype())
+    optimizer = Optimizer(model, OptimizerSettings(), compute_dtype(), model.matrices())
+    tokens = torch.arange(64).view(2, 32)
+    next_token(model, Batch(tokens, tokens, torch.ones_like(tokens))).total.backward()
+    optimizer.collect()
+    optimizer.step(1e-4, 1.0)
 
 
 class Calibration:
