@@ -1,8 +1,9 @@
 """One rank against two and four, over gloo on this machine's CPUs: the same tokens, the same losses?
 
-Trains one small model of the LFM2 form from the same start on the same rows: on 1, 2 and 4 ranks, on 4 and then 2, and
-on 2 and then 4. Prints how far each loss curve is from that of one rank, and whether the tokens of every step were the
-same; writes the same as JSON.
+Trains small models from the same start on the same rows of packed documents, on one rank and laid out over 2 and 4: one of
+the LFM2 form by copies and by shards (FSDP2), one of the LFM2-MoE form with its experts shared out, and one of every mixer
+with its rows in parts; and each of them on 4 ranks and then 2, and on 2 and then 4. Prints how far each loss curve is from
+that of one rank, and whether the tokens of every step were the same; writes the same as JSON.
 """
 
 from __future__ import annotations
@@ -12,21 +13,36 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint
+import torch.distributed.fsdp  # once, for all that are forked
 
 from minnow.data.loader import Loader
 from minnow.data.packing import Packed
-from minnow.data.rows import Batch
+from minnow.data.rows import IGNORED, Batch
 from minnow.model.backbone import Backbone
-from minnow.model.families.lfm2 import lfm2_config
+from minnow.model.config import (
+    Attention,
+    Dense,
+    Experts,
+    FeedForward,
+    GatedDelta,
+    GatedLinear,
+    LayerConfig,
+    Mixer,
+    ModelConfig,
+    Rope,
+    ShortConv,
+)
 from minnow.train import loop
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import Loss, next_token
@@ -34,44 +50,106 @@ from minnow.train.optimizer import OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import joined
 
-VOCABULARY, LENGTH, ROWS = 512, 64, 16
-CHAINS: dict[str, list[tuple[int, float]]] = {
-    "1 rank": [(1, 1.0)],
-    "2 ranks": [(2, 1.0)],
-    "4 ranks": [(4, 1.0)],
-    "4, then 2": [(4, 0.5), (2, 1.0)],
-    "2, then 4": [(2, 0.5), (4, 1.0)],
+VOCABULARY, LENGTH, ROWS, WIDTH = 256, 64, 16, 64
+
+_CONV, _DENSE, _EXPERTS = ShortConv(), Dense(128), Experts(experts=8, active=2, width=64)
+_ATTENTION = Attention(heads=4, kv_heads=2, head_dim=16, rope=Rope(1e6))
+
+
+def _model(family: str, *layers: tuple[Mixer, FeedForward]) -> ModelConfig:
+    return ModelConfig(
+        family, VOCABULARY, WIDTH, tuple(map(LayerConfig, *zip(*layers, strict=True))), max_positions=LENGTH
+    )
+
+
+MODELS = {
+    "LFM2": _model("lfm2", (_CONV, _DENSE), (_ATTENTION, _DENSE), (_CONV, _DENSE), (_ATTENTION, _DENSE)),
+    "LFM2-MoE": _model("lfm2_moe", (_CONV, _DENSE), (_ATTENTION, _EXPERTS), (_CONV, _EXPERTS)),
+    "every mixer": _model(
+        "minnow",
+        (_CONV, _DENSE),
+        (_ATTENTION, _EXPERTS),
+        (replace(_ATTENTION, window=24), _DENSE),
+        (GatedDelta(key_heads=2, value_heads=4, key_dim=16, value_dim=16), _DENSE),
+        (GatedLinear(heads=4, key_dim=16, value_dim=16), _DENSE),
+    ),
 }
-"""How many ranks train up to which share of the steps."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Some ranks that train up to a share of the steps."""
+
+    ranks: int
+    parallel: Parallel = field(default_factory=Parallel)
+    share: float = 1.0
+
+
+def _change(first: Leg, then: Leg) -> list[Leg]:
+    return [replace(first, share=0.5), then]
+
+
+_COPIES = Parallel(shard=1)
+_EXPERT = {count: Leg(count, Parallel(expert=count)) for count in (2, 4)}
+_CONTEXT = {count: Leg(count, Parallel(context=count)) for count in (2, 4)}
+CHAINS: dict[str, dict[str, list[Leg]]] = {
+    "LFM2": {
+        "1 rank": [Leg(1)],
+        "2 copies": [Leg(2, _COPIES)],
+        "4 copies": [Leg(4, _COPIES)],
+        "2 shards": [Leg(2)],
+        "4 shards": [Leg(4)],
+        "4 shards, then 2": _change(Leg(4), Leg(2)),
+        "2 shards, then 4": _change(Leg(2), Leg(4)),
+    },
+    "LFM2-MoE": {
+        "1 rank": [Leg(1)],
+        "expert 2": [_EXPERT[2]],
+        "expert 4": [_EXPERT[4]],
+        "expert 2, data 2": [Leg(4, Parallel(expert=2))],
+        "expert 4, then 2": _change(_EXPERT[4], _EXPERT[2]),
+        "expert 2, then 4": _change(_EXPERT[2], _EXPERT[4]),
+    },
+    "every mixer": {
+        "1 rank": [Leg(1)],
+        "context 2": [_CONTEXT[2]],
+        "context 4": [_CONTEXT[4]],
+        "context 2, data 2, expert 2": [Leg(4, Parallel(expert=2, context=2))],
+        "context 4, then 2": _change(_CONTEXT[4], _CONTEXT[2]),
+        "context 2, then 4": _change(_CONTEXT[2], _CONTEXT[4]),
+    },
+}
+"""By model: the legs of each training."""
 
 
 def corpus() -> Packed:
-    """Rows of a Markov chain over the vocabulary, so that there is something to learn."""
+    """Rows of documents of a Markov chain over the vocabulary, so that there is something to learn."""
     draw = np.random.default_rng(0)
     successors = draw.integers(0, VOCABULARY, (VOCABULARY, 4))
     tokens = np.empty((512, LENGTH + 1), np.int32)
-    tokens[:, 0] = draw.integers(0, VOCABULARY, len(tokens))
-    for place in range(LENGTH):
-        tokens[:, place + 1] = successors[tokens[:, place], draw.integers(0, 4, len(tokens))]
-    return Packed(tokens[:, :-1], tokens[:, 1:], np.ones((len(tokens), LENGTH), np.int16))
+    begins = draw.random(tokens.shape) < 0.05
+    begins[:, 0] = True
+    for place in range(LENGTH + 1):
+        following = successors[tokens[:, place - 1] % VOCABULARY, draw.integers(0, 4, len(tokens))]
+        tokens[:, place] = np.where(begins[:, place], draw.integers(0, VOCABULARY, len(tokens)), following)
+    targets = np.where(begins[:, 1:], IGNORED, tokens[:, 1:])
+    return Packed(tokens[:, :-1], targets, begins[:, :-1].cumsum(1).astype(np.int16))
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """What one rank does; it leaves its losses and what it has read beside the state."""
-    torch.set_num_threads(1)
+def train(arguments: argparse.Namespace, name: str, leg: Leg, until: int, folder: Path, place: dict[str, int]) -> None:
+    """What one rank does, a process of its own; it leaves its losses and what it has read beside the state.
+
+    Args:
+        place: what torchrun would say of it.
+    """
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
     if arguments.dtype:
         loop.compute_dtype = lambda: getattr(torch, arguments.dtype)
-    model = Backbone(
-        lfm2_config(
-            vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256,
-            layer_types=("conv", "full_attention", "conv", "full_attention"), num_heads=4, num_kv_heads=2, head_dim=32,
-            max_positions=LENGTH,
-        )
-    )  # fmt: skip
+    model = Backbone(MODELS[name])
     model.initialise(0)
     loader = Loader(corpus(), ROWS, seed=0)
     lines: list[dict[str, Any]] = []
-    with joined(Parallel()) as ranks:
+    with joined(leg.parallel) as ranks:
 
         def objective(model: Any, batch: Batch) -> Loss:
             lines[-1]["rows"] += batch.tokens.tolist()
@@ -79,7 +157,7 @@ def train(arguments: argparse.Namespace) -> None:
 
         def batches(step: int) -> list[Batch]:
             lines.append({"step": step + 1, "rows": []})
-            return [loader.batch(step, ranks.rank, ranks.count)]
+            return [loader.batch(step, *ranks.data)]
 
         def record(**values: Any) -> None:
             lines[-1] |= values
@@ -87,79 +165,75 @@ def train(arguments: argparse.Namespace) -> None:
         settings = TrainSettings(
             arguments.steps, OptimizerSettings(arguments.rate, muon=True), save_seconds=1e9, log_every=1
         )
-        trainer = Trainer(model, objective, batches, settings, record, arguments.folder / "train.pt", ranks)
+        trainer = Trainer(model, objective, batches, settings, record, folder / "train.pt", ranks)
 
         def check(trainer: Trainer) -> bool:
-            if trainer.done_steps == arguments.until < arguments.steps:
+            if trainer.done_steps == until < arguments.steps:
                 raise KeyboardInterrupt  # which saves
             return True
 
         with suppress(KeyboardInterrupt):
-            trainer.run(check, arguments.until)
-        name = f"{arguments.until}-{ranks.rank}.json"
-        (arguments.folder / name).write_text(json.dumps(lines))
+            trainer.run(check, until)
+        (folder / f"{until}-{ranks.rank}.json").write_text(json.dumps(lines))
 
 
-def launch(folder: Path, ranks: int, until: int, arguments: argparse.Namespace) -> None:
-    """Start ``ranks`` processes of this script and wait for them."""
+def launch(arguments: argparse.Namespace, name: str, leg: Leg, until: int, folder: Path) -> None:
+    """Fork the leg's ranks and wait for them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [
-        sys.executable, __file__, "--folder", str(folder), "--until", str(until), "--steps", str(arguments.steps),
-        "--rate", str(arguments.rate), "--dtype", arguments.dtype,
-    ]  # fmt: skip
-    environments = [
-        {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            **{name: str(value) for name, value in (common | {"RANK": rank}).items()},
-        }
-        for rank in range(ranks)
+    common = {"WORLD_SIZE": leg.ranks, "LOCAL_WORLD_SIZE": leg.ranks, "MASTER_PORT": port}
+    running = [
+        get_context("fork").Process(target=train, args=(arguments, name, leg, until, folder, common | {"RANK": rank}))
+        for rank in range(leg.ranks)
     ]
-    running = [subprocess.Popen(command, env=environment) for environment in environments]
-    if sum(process.wait() != 0 for process in running):
-        raise SystemExit(f"{ranks} ranks did not end well")
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    if any(process.exitcode for process in running):
+        raise SystemExit(f"{leg} did not end well")
 
 
-def run(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(model: str, legs: list[Leg], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The losses and a digest of the tokens of each step of one chain."""
     losses, digests = [], []
-    for ranks, share in CHAINS[name]:
-        until = round(arguments.steps * share)
-        launch(folder, ranks, until, arguments)
-        told = [json.loads((folder / f"{until}-{rank}.json").read_text()) for rank in range(ranks)]
+    for leg in legs:
+        until = round(arguments.steps * leg.share)
+        launch(arguments, model, leg, until, folder)
+        told = [json.loads((folder / f"{until}-{rank}.json").read_text()) for rank in range(leg.ranks)]
         losses += [line["loss"] for line in told[0]]
+        parts = leg.parallel.context
         for step in zip(*told, strict=True):
-            rows = [row for part in step for row in part["rows"]]
+            shared = [step[first : first + parts] for first in range(0, len(step), parts)]  # the same rows in parts
+            rows = [[*chain(*row)] for ranks in shared for row in zip(*(rank["rows"] for rank in ranks), strict=True)]
             digests.append(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
     return {"losses": losses, "digests": digests}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="what passes compute in")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=MODELS, help="only this one")
     arguments = parser.parse_args()
-    if arguments.folder is not None:
-        train(arguments)
-        return
-    table = {}
-    print(f"{'':12}{'last loss':>12}{'farthest':>12}{'same tokens':>14}")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(CHAINS):
-            place = Path(folder) / str(number)
-            place.mkdir()
-            made = run(name, place, arguments)
-            first = table["1 rank"] if table else made
-            gaps = [abs(a - b) for a, b in zip(made["losses"], first["losses"], strict=True)]
+    torch.set_num_threads(1)  # before it is forked
+    table: dict[str, dict[str, Any]] = {}
+    print(f"{'model':12}{'ranks':28}{'last loss':>12}{'farthest':>12}{'same tokens':>14}")
+    for model in [arguments.model] if arguments.model else MODELS:
+        table[model] = {}
+        for name, legs in CHAINS[model].items():
+            with tempfile.TemporaryDirectory() as folder:
+                made = run(model, legs, Path(folder), arguments)
+            first = table[model].setdefault("1 rank", made)
+            farthest = max(abs(a - b) for a, b in zip(made["losses"], first["losses"], strict=True))
             same = made["digests"] == first["digests"]
-            table[name] = made | {"farthest": max(gaps), "same_tokens": same}
-            print(f"{name:12}{made['losses'][-1]:12.5f}{max(gaps):12.2e}{'yes' if same else 'no':>14}", flush=True)
+            table[model][name] = made | {"farthest": farthest, "same_tokens": same}
+            print(
+                f"{model:12}{name:28}{made['losses'][-1]:12.5f}{farthest:12.2e}{'yes' if same else 'no':>14}",
+                flush=True,
+            )
     if arguments.out:
         arguments.out.write_text(json.dumps({"settings": vars(arguments) | {"out": str(arguments.out)}, **table}))
 

@@ -455,6 +455,45 @@ def test_documents_do_not_see_each_other() -> None:
         torch.testing.assert_close(whole, torch.cat(alone, 1))
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_last_queries_see_what_they_saw(window: int | None, softcap: float | None, packed: bool) -> None:
+    q, k, v = (draw(2, 20, heads, 16, seed=i).double() for i, heads in enumerate((4, 2, 2)))
+    documents = draw_documents(2, 20, 0) if packed else None
+    whole = kernels.attention(q, k, v, documents, window, softcap=softcap)
+    torch.testing.assert_close(kernels.attention(q[:, 13:], k, v, documents, window, softcap=softcap), whole[:, 13:])
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "gated_linear"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_in_two_parts_goes_on_from_its_memory(name: str, packed: bool) -> None:
+    """Outputs and gradients of all inputs; the second part begins within a document, or with one."""
+    cut, length = 70, 150
+    shapes = [(2, 8), (2, 8), (2, 4), (2,), (2,)] if name == "gated_delta" else [(2, 8), (2, 8), (2, 4), (2, 8)]
+    inputs = [draw(2, length, *shape, seed=i).double() for i, shape in enumerate(shapes)]
+    inputs[3] = -inputs[3].abs()
+    documents = torch.ones(2, length, dtype=torch.long)
+    if packed:
+        documents = draw_documents(2, length, 0)
+        documents[0, cut - 1 : cut + 1], documents[1, cut - 1], documents[1, cut] = 1, 1, 2
+    leaves = [[x.clone().requires_grad_() for x in inputs] for _ in range(2)]
+    function = getattr(kernels, name)
+    wanted, last = function(*leaves[0], documents)
+    first, memory = function(*(x[:, :cut] for x in leaves[1]), documents[:, :cut])
+    goes_on = documents[:, cut - 1] == documents[:, cut]
+    assert goes_on.tolist() == ([True, False] if packed else [True, True])
+    memory = memory * goes_on[:, None, None, None]
+    second, memory = function(*(x[:, cut:] for x in leaves[1]), documents[:, cut:], memory)
+    found = torch.cat([first, second], 1)
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(memory, last, atol=1e-9, rtol=1e-9)
+    for out in (found, wanted):
+        out.backward(draw(*out.shape, seed=9).double())
+    for ours, theirs in zip(leaves[1], leaves[0], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-9)
+
+
 def test_reference_equals_transformers_operations() -> None:
     from transformers.models.lfm2 import modeling_lfm2 as hf
 

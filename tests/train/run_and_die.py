@@ -21,7 +21,17 @@ import torch
 
 from minnow.data.loader import Batch
 from minnow.model.backbone import Backbone
-from minnow.model.config import Experts
+from minnow.model.config import (
+    Attention,
+    Dense,
+    Experts,
+    GatedDelta,
+    GatedLinear,
+    LayerConfig,
+    ModelConfig,
+    Rope,
+    ShortConv,
+)
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
@@ -42,8 +52,26 @@ MODELS = {
             *(replace(layer, feed_forward=Experts(experts=4, active=2, width=16)) for layer in CONFIG.layers),
         ),
     ),
+    "mixed": ModelConfig(
+        "minnow",
+        64,
+        32,
+        tuple(
+            LayerConfig(mixer, Experts(experts=4, active=2, width=16) if place == 2 else Dense(32))
+            for place, mixer in enumerate(
+                [
+                    ShortConv(),
+                    Attention(2, 1, 16, Rope(1e4)),
+                    Attention(2, 2, 16, Rope(1e4), window=6),
+                    GatedDelta(key_heads=1, value_heads=2, key_dim=8, value_dim=16),
+                    GatedLinear(heads=2, key_dim=8, value_dim=16),
+                ]
+            )
+        ),
+        max_positions=64,
+    ),
 }
-"""By name; ``experts`` has a dense layer and two with experts."""
+"""By name; ``experts`` has a dense layer and two with experts, ``mixed`` one of every mixer."""
 
 
 def batches(step: int) -> list[Batch]:

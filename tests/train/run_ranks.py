@@ -33,20 +33,24 @@ from minnow.data.loader import Loader
 from minnow.data.packing import Packed
 from minnow.data.rows import Batch
 from minnow.errors import UserError
+from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_model
 from minnow.train import guard, loop, state_file
+from minnow.train.context_parallel import split_context
 from minnow.train.experts import ExpertSettings
+from minnow.train.objectives import next_token
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import Ranks, joined
 
 
 def corpus() -> Packed:
-    """Twenty rows, a third of which are trained in half of their places."""
+    """Twenty rows of one to four documents, a third of which are trained in half of their places."""
     tokens = np.random.default_rng(0).integers(14, 64, (20, 17))
     targets = tokens[:, 1:].copy()
     targets[::3, :9] = -100
-    return Packed(tokens[:, :-1], targets, np.ones_like(targets))  # type: ignore[arg-type]
+    documents = 1 + (np.random.default_rng(1).random(targets.shape) < 0.08).cumsum(1)
+    return Packed(tokens[:, :-1], targets, documents)  # type: ignore[arg-type]
 
 
 LOADERS = [Loader(corpus(), rows, seed=3) for rows in (6, 4)]
@@ -85,9 +89,31 @@ def update(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
         torch.save(weights, f"{phase['out']}.weights.pt")
 
 
+def gradients(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
+    """The loss of one batch and its gradients, all in float64; the model lies whole on every rank but for its rows."""
+    batch, model = LOADERS[0].batch(0), Backbone(toy.MODELS[phase["model"]])
+    model.initialise(0)
+    model.double()
+    if ranks.parallel.context > 1:
+        split_context(model, ranks.parallel, torch.distributed.group.WORLD)
+    total = next_token(model, ranks.part(batch)).total
+    total.backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if ranks.count > 1:
+            torch.distributed.all_reduce(gradient)
+        found[name] = gradient
+    told["loss"] = ranks.sum(float(total.detach()))[0]
+    if ranks.first:
+        torch.save(found, f"{phase['out']}.weights.pt")
+
+
 def work(rank: int, phase: dict[str, Any], told: dict[str, Any]) -> None:
-    with joined(Parallel(phase.get("shard"), phase.get("expert", 1), phase.get("recompute", False))) as ranks:
-        (update if phase.get("update") else train)(ranks, phase, told)
+    shape = Parallel(phase.get("shard"), phase.get("expert", 1), phase.get("context", 1), phase.get("recompute", False))
+    with joined(shape) as ranks:
+        kinds = {"update": update, "gradients": gradients}
+        kinds.get(phase.get("kind", ""), train)(ranks, phase, told)
 
 
 def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
@@ -111,7 +137,7 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
             if fault == "full disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
         for loader in LOADERS:
-            yield loader.batch(step, ranks.rank, ranks.count)
+            yield loader.batch(step, *ranks.data)
 
     settings = {
         "optimizer": OptimizerSettings(learning_rate=phase.get("rate", 1e-2), muon=True, ema=0.9),
@@ -134,6 +160,8 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     trainer.objective = watched
     told.update(read=read, records=records)
     trainer.run(lambda trainer: True, phase.get("check_every", 0))
+    with torch.no_grad():
+        told["measured"] = float(next_token(trainer.model, LOADERS[0].batch(0)).total)
     weights = trainer.optimizer.weights()
     for name, tensors in (("weights", weights), ("average", trainer.optimizer.averaged())):
         if ranks.first:

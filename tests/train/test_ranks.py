@@ -93,6 +93,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Phase]:
     """Runs that nothing ends, or SIGTERM to one of their ranks does."""
     folder = tmp_path_factory.mktemp("sound")
     first, second = ({"where": name, "model": "experts"} for name in ("experts 1", "copies 1"))
+    third = {"where": "context 1", "model": "mixed", "rate": 1e-3}
     chain, aside = {"where": "chain"}, {"where": "aside", "dtype": "bfloat16", "aside": True, "save_seconds": 0.0}
     return run(
         folder,
@@ -116,9 +117,15 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Phase]:
             "experts 2": {"expert": 2, "recompute": True, "export": True, **first},
             "copies 1": {"fault": ["term", 0, 1], **second},
             "copies 2": {"ranks": 4, "expert": 2, "shard": 2, **second},
-            "update alone": {"ranks": 1, "update": True},
-            "update": {"ranks": 3, "update": True},
-            "update in copies": {"ranks": 4, "shard": 2, "update": True},
+            "whole rows": {"ranks": 1, "kind": "gradients", "model": "mixed"},
+            "two parts": {"kind": "gradients", "model": "mixed", "context": 2},
+            "four parts": {"ranks": 4, "kind": "gradients", "model": "mixed", "context": 4},
+            "mixed": {"ranks": 1, **third, "where": "mixed"},
+            "context 1": {"context": 2, "fault": ["term", 1, 2], **third},
+            "context 2": {"ranks": 4, "context": 2, "expert": 2, "recompute": True, **third},
+            "update alone": {"ranks": 1, "kind": "update"},
+            "update": {"ranks": 3, "kind": "update"},
+            "update in copies": {"ranks": 4, "shard": 2, "kind": "update"},
         },
     )
 
@@ -170,6 +177,28 @@ def test_shared_out_experts_are_written_as_one_checkpoint(sound: dict[str, Phase
     read = load_model(phase.folder / "checkpoint").state_dict()
     ours = {f"{name}.selection_bias" if name.endswith("feed_forward") else name: x for name, x in phase.weights.items()}
     close(read, ours, 0.0)
+
+
+@pytest.mark.parametrize("name", ["two parts", "four parts"])
+def test_gradients_of_parts_are_those_of_whole_rows(sound: dict[str, Phase], name: str) -> None:
+    """In float64, through every mixer and packed documents."""
+    one, parts = sound["whole rows"], sound[name]
+    assert parts.codes == [0] * len(parts.codes), parts.errors
+    assert parts.told[0]["loss"] == pytest.approx(one.told[0]["loss"], rel=1e-12)
+    close(parts.weights, one.weights, 1e-10)
+
+
+def test_parts_of_rows_train_as_whole_rows(sound: dict[str, Phase]) -> None:
+    """In two parts, then in two beside two of other rows, computed again going back, with experts shared out; measured on
+    whole rows in the end."""
+    one, parts = sound["mixed"], [sound[f"context {part}"] for part in (1, 2)]
+    assert [set(run.codes) for run in parts] == [{130}, {0}], parts[-1].errors
+    assert [run.told[0]["from"] for run in parts] == [0, 3]
+    losses = [loss for run in parts for loss in run.losses]
+    assert losses == pytest.approx(one.losses, abs=1e-5) and len(one.losses) == STEPS
+    close(parts[-1].weights, one.weights, 1e-4)
+    for told in parts[-1].told:
+        assert told["measured"] == pytest.approx(one.told[0]["measured"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -340,15 +369,26 @@ def test_copies_of_the_weights_follow_the_nodes() -> None:
     assert Parallel(shard=2).copies(8, 8) == (4, 2)
     with pytest.raises(UserError, match="parallel.shard is 3, which does not go into 8 ranks"):
         Parallel(shard=3).copies(8, 8)
-    for name in ("shard", "expert"):
+    with pytest.raises(UserError, match="parallel.context is 3, which does not go into 8 ranks"):
+        Parallel(context=3).copies(8, 8)
+    for name in ("shard", "expert", "context"):
         with pytest.raises(UserError, match=f"parallel.{name} is 0"):
             Parallel(**{name: 0})
     with pytest.raises(UserError, match="parallel.expert is 3, which does not go into the 4 ranks that share a copy"):
         Parallel(shard=4, expert=3).copies(8, 8)
 
 
-def test_experts_are_not_shared_out_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["expert", "context"])
+def test_one_process_shares_nothing_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(UserError, match="parallel.expert is 2, and this is one process"), joined(Parallel(expert=2)):
+    shape = Parallel(**{name: 2})
+    with pytest.raises(UserError, match=f"parallel.{name} is 2, and this is one process"), joined(shape):
         pass
-    assert Ranks(Parallel(expert=2)).alone().parallel.expert == 1
+    assert Ranks(shape).alone().parallel == Parallel()
+
+
+def test_positions_of_a_rank() -> None:
+    parallel = Parallel(context=2)
+    assert [parallel.positions(6, rank) for rank in range(3)] == [slice(0, 3), slice(3, 6), slice(0, 3)]
+    with pytest.raises(UserError, match="parallel.context is 2, which does not go into rows of 7 tokens"):
+        parallel.positions(7, 0)

@@ -129,18 +129,19 @@ class Backbone(nn.Module):
         """What a mixer or feed-forward hands to the residual stream."""
         return update if norm is None else self._norm(update, norm)
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, first: int = 0) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             tokens: ``[B, T]`` integer ids.
             documents: ``[B, T]`` document ids; positions of different documents never see each other.
                 Positions count from the row's start: rotation is relative, so a document may begin anywhere.
+            first: position of the row's first token, where the row is a part of a longer one.
 
         Returns:
             ``[B, T, D]`` in the weights' dtype.
         """
-        tables = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
+        tables = self._rotary(torch.arange(first, first + tokens.shape[1], device=tokens.device))
         stream = self._embed(tokens)
         update: Tensor | None = None
         for layer in self.layers:

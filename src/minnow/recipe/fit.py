@@ -19,7 +19,7 @@ def fit_machine(name: str, trainer: Trainer, rows: int, length: int) -> None:
     model, device = trainer.model, next(trainer.model.parameters()).device
     if isinstance(model.config, ModelConfig):
         muon = bool(trainer.settings.optimizer.muon)
-        rows = -(-rows // trainer.ranks.count)
+        rows, length = -(-rows // trainer.ranks.data[1]), length // trainer.ranks.parallel.context
         plan = plan_micro_batch(model.config, rows, length, muon, free_memory(device), device.type)
         trainer.limit(trainer.ranks.from_first(plan.rows) * length)  # ranks take their parts together
         sizes = f"{quantity(plan.needed)}B of {quantity(plan.free)}B free"

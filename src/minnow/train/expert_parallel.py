@@ -6,19 +6,19 @@ ranks (all-to-all), through them there, and back (GShard, arXiv 2006.16668).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from minnow.errors import UserError
 from minnow.model.feed_forward import Experts
+from minnow.train.exchange import exchange
 
 
 def share_experts(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -63,30 +63,10 @@ def _transform(experts: Experts, group: Any, x: Tensor, counts: Tensor) -> Tenso
     theirs = torch.empty_like(ours)  # rows from each rank for each expert here
     dist.all_to_all_single(theirs, ours, group=group)
     sent, received = ours.sum(1).tolist(), theirs.sum(1).tolist()
-    rows = _Exchange.apply(x, sent, received, group)
+    rows = exchange(x, sent, received, group)
     here = torch.arange(theirs.shape[1], device=x.device).repeat(len(theirs)).repeat_interleave(theirs.flatten())
     order = here.argsort(stable=True)  # by expert, then by rank
     held: list[Any] = [experts.gate_up, experts.down]  # DTensors, as share_experts has left them
     gate_up, down = (weights.to_local() for weights in held)
     made = experts.through(gate_up, down, rows[order], theirs.sum(0))
-    back: Tensor = _Exchange.apply(made[order.argsort()], received, sent, group)
-    return back
-
-
-class _Exchange(Function):
-    """Send the first ``sent[0]`` rows to the group's first rank and so on; receive ``received[r]`` from rank ``r``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Tensor:
-        ctx.back = received, sent, group
-        return _exchange(x, sent, received, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _exchange(gradient, *ctx.back), None, None, None
-
-
-def _exchange(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Tensor:
-    arrived = x.new_empty(sum(received), *x.shape[1:])
-    dist.all_to_all_single(arrived, x.contiguous(), list(received), list(sent), group=group)
-    return arrived
+    return exchange(made[order.argsort()], received, sent, group)

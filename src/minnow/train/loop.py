@@ -231,7 +231,7 @@ class Trainer:
         self.loads.reset()
         sums = _Sums()
         for batch in self.batches(step + self.skipped_batches):
-            for part in self.ranks.even(self._fitting(batch)):
+            for part in self.ranks.even(self._fitting(self.ranks.part(batch))):
                 self._backward(part, sums)
         sums.loss, sums.weight, tokens = self.ranks.sum(sums.loss, sums.weight, sums.tokens)
         sums.tokens = int(tokens)

@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from minnow import progress
 from minnow.errors import UserError
 from minnow.model.language_model import LanguageModel
-from minnow.train.objectives import idle
+from minnow.train.objectives import idle, split_positions
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import Ranks, T
 from minnow.train.sharding import shard
@@ -46,18 +47,29 @@ class ManyRanks(Ranks):
 
     def spread(self, model: LanguageModel, dtype: torch.dtype) -> None:
         super().spread(model, dtype)
-        device, expert = next(model.parameters()).device.type, self.parallel.expert
+        device = next(model.parameters()).device.type
+
+        def mesh(**sizes: int) -> DeviceMesh:
+            return dist.init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+        expert, context = self.parallel.expert, self.parallel.context
         copies, ranks = self.parallel.copies(self.count, self.per_node)
-        mesh, experts = dist.init_device_mesh(device, (copies, ranks), mesh_dim_names=("replicate", "shard")), None
-        if expert > 1:
-            names = ("replicate", "data", "expert")
-            experts = dist.init_device_mesh(device, (copies, ranks // expert, expert), mesh_dim_names=names)
-        shard(model, mesh, dtype, experts)
+        if context > 1:
+            from minnow.train.context_parallel import split_context
+
+            split_context(model, self.parallel, mesh(data=self.data[1], context=context)["context"].get_group())
+        experts = mesh(replicate=copies, data=ranks // expert, expert=expert) if expert > 1 else None
+        shard(model, mesh(replicate=copies, shard=ranks), dtype, experts)
 
     def state(self, path: Path) -> StateFile:
         from minnow.train.state_folder import StateFolder  # takes seconds
 
         return StateFolder(path)
+
+    def part(self, batch: Any) -> Any:
+        if self.parallel.context == 1:
+            return batch
+        return split_positions(batch, self.parallel.positions(batch.tokens.shape[1], self.rank))
 
     def even(self, parts: list[Any]) -> list[Any]:
         most = torch.tensor(len(parts))

@@ -165,6 +165,13 @@ def split_rows(batch: Any, rows: int) -> list[Any]:
     return [replace(batch, **{name: values[i] for name, values in by_row.items()}) for i in parts]
 
 
+def split_positions(batch: Any, here: slice) -> Any:
+    """Of a batch whose positions have losses of their own those of ``here``."""
+    shape = batch.tokens.shape
+    values = ((name, value) for name, value in vars(batch).items() if isinstance(value, Tensor))
+    return replace(batch, **{name: value[:, here] for name, value in values if value.shape[:2] == shape})
+
+
 def idle(batch: TokenBatch) -> Any:
     """The first row of a batch as padding, which trains nothing."""
     first = split_rows(batch, 1)[0]

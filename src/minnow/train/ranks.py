@@ -34,13 +34,18 @@ class Ranks:
         self.parallel = parallel or Parallel()
 
     @property
+    def data(self) -> tuple[int, int]:
+        """Which part of a step's rows this rank reads, and of how many; the ranks of one context read the same."""
+        return self.rank // self.parallel.context, self.count // self.parallel.context
+
+    @property
     def first(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
     def alone(self) -> Ranks:
         """This process by itself."""
-        return Ranks(replace(self.parallel, expert=1))
+        return Ranks(replace(self.parallel, expert=1, context=1))
 
     def spread(self, model: LanguageModel, dtype: torch.dtype) -> None:
         """Lay a model out over the ranks, to compute in ``dtype``."""
@@ -54,6 +59,10 @@ class Ranks:
         from minnow.train.state_file import StateFile
 
         return StateFile(path)
+
+    def part(self, batch: Any) -> Any:
+        """Of rows that this rank reads, the positions that it goes through."""
+        return batch
 
     def even(self, parts: list[Any]) -> list[Any]:
         """A rank's micro-batches, and where others have more some that train nothing: all go through the model alike."""
@@ -103,10 +112,11 @@ def joined(parallel: Parallel) -> Iterator[Ranks]:
     the rank and exit code 2. Only Ctrl-C and SIGTERM are passed on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        if parallel.expert > 1:
-            raise UserError(
-                f"parallel.expert is {parallel.expert}, and this is one process; start it with torchrun, or leave it out"
-            )
+        for name, size in (("expert", parallel.expert), ("context", parallel.context)):
+            if size > 1:
+                raise UserError(
+                    f"parallel.{name} is {size}, and this is one process; start it with torchrun, or leave it out"
+                )
         yield Ranks(parallel)
         return
     from minnow.train.many_ranks import connected

@@ -132,7 +132,7 @@ def attention(
     """Causal grouped-query attention inside documents.
 
     Args:
-        q: ``[B, T, H, h]``.
+        q: ``[B, N, H, h]``, the last ``N`` of ``T`` positions.
         k, v: ``[B, T, G, h]``; query heads ``i * H / G`` to ``(i + 1) * H / G`` share key head ``i``.
         documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
         window: positions that a query sees at most, itself included.
@@ -140,11 +140,12 @@ def attention(
         softcap: scores become ``softcap * tanh(scores / softcap)``.
 
     Returns:
-        ``[B, T, H, h]``.
+        ``[B, N, H, h]``.
     """
-    if softcap is None and _fusable(q, k, v) and q.shape[-1] % 16 == 0:
+    whole = q.shape[1] == k.shape[1]
+    if whole and softcap is None and _fusable(q, k, v) and q.shape[-1] % 16 == 0:
         return fused.attention(q, k, v, documents, window, scale)
-    served = accelerated.serves("attention", q, v)
+    served = whole and accelerated.serves("attention", q, v)
     return (accelerated if served else reference).attention(q, k, v, documents, window, scale, softcap)
 
 
@@ -210,7 +211,13 @@ def grouped_linear(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
 
 def gated_delta(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    strength: Tensor,
+    documents: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gated delta rule (arXiv 2412.06464) over rows of documents; queries and keys are brought to unit length.
 
@@ -220,10 +227,13 @@ def gated_delta(
         log_decay: ``[B, T, H]``, at most 0.
         strength: ``[B, T, H]``, 0 where a position writes nothing.
         documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+        memory: ``[B, H, K, V]`` that each row's first document goes on from; it has a gradient, in plain torch.
 
     Returns:
         ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
     """
+    if memory is not None:
+        return recurrences.gated_delta(q, k, v, log_decay, strength, documents, memory)
     fits = _fusable(q, k, v) and q.shape[-1] % 16 == v.shape[-1] % 16 == 0
     fast = fused if fits else accelerated if accelerated.serves("gated delta", q, v) else recurrences
     return fast.gated_delta(q, k, v, log_decay, strength, documents)
@@ -238,7 +248,12 @@ def gated_delta_step(
 
 
 def gated_linear(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gated linear attention (arXiv 2312.06635) over rows of documents.
 
@@ -246,10 +261,13 @@ def gated_linear(
         q, k, log_decay: ``[B, T, H, K]``; decays are at most 0.
         v: ``[B, T, H, V]``.
         documents: ``[B, T]`` ids; a maximal run of equal ids is one document.
+        memory: as in :func:`gated_delta`.
 
     Returns:
         ``[B, T, H, V]``, and the memory ``[B, H, K, V]`` after the last position in float32.
     """
+    if memory is not None:
+        return recurrences.gated_linear(q, k, v, log_decay, documents, memory)
     served = accelerated.serves("gated linear", q, v)
     return (accelerated if served else recurrences).gated_linear(q, k, v, log_decay, documents)
 

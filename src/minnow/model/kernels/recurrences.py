@@ -57,8 +57,11 @@ class _Borders:
     whole: Tensor
 
 
-def _borders(documents: Tensor, chunk: int) -> _Borders:
+def _borders(documents: Tensor, chunk: int, goes_on: bool) -> _Borders:
+    """Args: goes_on: the first document of each row began before it."""
     starts = document_starts(documents)
+    if goes_on:
+        starts = starts.masked_fill(starts == 0, -1)
     missing = -starts.shape[1] % chunk
     starts = torch.cat([starts, starts[:, -1:].expand(-1, missing)], dim=1).unflatten(1, (-1, chunk))[:, None]
     begins = torch.arange(0, starts.shape[2] * chunk, chunk, device=starts.device)[:, None]
@@ -71,7 +74,13 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def gated_delta(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    strength: Tensor,
+    documents: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype, length, chunk = v.dtype, v.shape[1], DELTA_CHUNK
     q, k, v, log_decay, strength = _wide(q, k, v, log_decay, strength)
@@ -85,7 +94,7 @@ def gated_delta(
     between = (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
     from_old, to_end, across = total.exp(), (total[..., -1:] - total).exp(), total[..., -1].exp()
     if documents is not None:
-        borders = _borders(documents, chunk)
+        borders = _borders(documents, chunk, memory is not None)
         between, from_old = between * borders.same, from_old * borders.old
         to_end, across = to_end * borders.last, across * borders.whole
     # What the positions of a chunk write depends on what the earlier ones wrote: a unit triangular system
@@ -97,7 +106,7 @@ def gated_delta(
     )
     inner = (q @ k.mT) * between
     reading, writing = q * from_old[..., None], (k * to_end[..., None]).mT
-    memory = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
+    memory = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if memory is None else memory.to(v.dtype)
     outputs = []
     for n in range(v.shape[2]):
         written = values[:, :, n] - keys[:, :, n] @ memory
@@ -121,7 +130,12 @@ def gated_delta_step(
 
 
 def gated_linear(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    documents: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype, length, chunk = v.dtype, v.shape[1], LINEAR_CHUNK
     q, k, v, log_decay = (_chunked(x, chunk) for x in _wide(q, k, v, log_decay))
@@ -133,11 +147,11 @@ def gated_linear(
     from_old, to_end, across = total.exp(), (total[..., -1:, :] - total).exp(), total[..., -1, :].exp()
     inner = torch.einsum("...ik,...jk,...ijk->...ij", q, k, between)
     if documents is not None:
-        borders = _borders(documents, chunk)
+        borders = _borders(documents, chunk, memory is not None)
         inner, from_old = inner * borders.same, from_old * borders.old[..., None]
         to_end, across = to_end * borders.last[..., None], across * borders.whole[..., None]
     within, reading, writing = inner @ v, q * from_old, (k * to_end).mT @ v
-    memory = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
+    memory = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if memory is None else memory.to(v.dtype)
     outputs = []
     for n in range(v.shape[2]):
         outputs.append(within[:, :, n] + reading[:, :, n] @ memory)

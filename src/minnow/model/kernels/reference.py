@@ -121,14 +121,15 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    length, mask = q.shape[1], None
-    if documents is not None or window is not None or softcap is not None:
+    count, length, mask = q.shape[1], k.shape[1], None
+    if documents is not None or window is not None or softcap is not None or count < length:
         positions = torch.arange(length, device=q.device)
-        mask = positions <= positions[:, None]
+        queries = positions[length - count :, None]
+        mask = positions <= queries
         if window is not None:
-            mask = mask & (positions > positions[:, None] - window)
+            mask = mask & (positions > queries - window)
         if documents is not None:
-            mask = (mask & (positions >= document_starts(documents)[..., None]))[:, None]
+            mask = (mask & (positions >= document_starts(documents)[:, length - count :, None]))[:, None]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return attend(q, k, v, mask, scale, softcap).transpose(1, 2)
 

@@ -61,9 +61,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; a query sees the earlier positions of its own document."""
         q, k, v, gate = self._project(x, rotary)
-        return self._out(self._attend(q, k, v, documents), gate)
+        return self._out(self.attend(q, k, v, documents), gate)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+        """What :func:`kernels.attention` makes of queries, keys and values."""
         shape = self.shape
         return kernels.attention(q, k, v, documents, shape.window, shape.scale, shape.softcap)
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
             padding = (0, 0, 0, capacity - x.shape[1])
             kept = (F.pad(heads.transpose(1, 2), padding).contiguous() for heads in (k, v))
             state = AttentionState(*kept)
-        return self._out(self._attend(q, k, v, None), gate), state
+        return self._out(self.attend(q, k, v, None), gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: AttentionState) -> Tensor:
         """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""

@@ -63,16 +63,29 @@ class GatedDelta(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; every document begins with an empty memory."""
         mixed, gate = self.in_proj(x).split([sum(self.rows[:3]), self.rows[3]], dim=-1)
-        q, k, v = self._heads(kernels.causal_conv_silu(mixed, self.conv, documents))
-        recalled, _ = kernels.gated_delta(q, k, v, *self._gates(x), documents)
+        q, k, v = self._heads(self.convolve(mixed, documents))
+        recalled, _ = self.recall((q, k, v, *self._gates(x)), documents)
         return self._out(recalled, gate)
+
+    def convolve(self, mixed: Tensor, documents: Tensor | None) -> Tensor:
+        """``mixed [B, T, channels]`` through the convolution."""
+        return kernels.causal_conv_silu(mixed, self.conv, documents)
+
+    def recall(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        documents: Tensor | None,
+        memory: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What :func:`kernels.gated_delta` makes of its ``inputs``."""
+        return kernels.gated_delta(*inputs, documents, memory)
 
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
     ) -> tuple[Tensor, RecurrentState]:
         """As ``forward`` over right-padded rows; the state is what each row's last position left."""
         mixed, gate = self.in_proj(x).split([sum(self.rows[:3]), self.rows[3]], dim=-1)
-        q, k, v = self._heads(kernels.causal_conv_silu(mixed, self.conv, None))
+        q, k, v = self._heads(self.convolve(mixed, None))
         log_decay, strength = self._gates(x)
         padding = (torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None]
         recalled, matrix = kernels.gated_delta(

@@ -49,7 +49,13 @@ class GatedLinear(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; every document begins with an empty memory."""
         q, k, v, log_decay, gate = self._project(x)
-        return self._out(kernels.gated_linear(q, k, v, log_decay, documents)[0], gate)
+        return self._out(self.recall((q, k, v, log_decay), documents)[0], gate)
+
+    def recall(
+        self, inputs: tuple[Tensor, Tensor, Tensor, Tensor], documents: Tensor | None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What :func:`kernels.gated_linear` makes of its ``inputs``."""
+        return kernels.gated_linear(*inputs, documents, memory)
 
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int

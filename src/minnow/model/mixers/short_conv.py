@@ -26,7 +26,11 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; a tap never reaches into another document."""
-        return self.out_proj(kernels.short_conv(self.in_proj(x), self.conv, documents))
+        return self.out_proj(self.convolve(self.in_proj(x), documents))
+
+    def convolve(self, projected: Tensor, documents: Tensor | None) -> Tensor:
+        """``projected [B, T, 3D]`` through the gates and the convolution, ``[B, T, D]``."""
+        return kernels.short_conv(projected, self.conv, documents)
 
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
@@ -35,7 +39,7 @@ class ShortConv(nn.Module):
         projected = self.in_proj(x)
         gate_in, _, value = projected.chunk(3, dim=-1)
         state = ConvState(last_inputs(gate_in * value, lengths, self.kernel - 1))
-        return self.out_proj(kernels.short_conv(projected, self.conv, None)), state
+        return self.out_proj(self.convolve(projected, None)), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: ConvState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

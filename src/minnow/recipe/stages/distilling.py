@@ -55,6 +55,8 @@ def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
             f"{settings.teacher} has another tokenizer than {words}; a teacher's answers are token ids: train it with "
             "the same tokenizer"
         )
+    if not settings.cached and context.ranks.parallel.context > 1:
+        raise UserError("a live teacher would read parts of rows; set cached: true or leave parallel.context out")
     teacher.to(compute_dtype()).eval().requires_grad_(False)
     objective = Distillation(settings.distillation, None if settings.cached else teacher)
 

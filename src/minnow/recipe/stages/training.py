@@ -266,7 +266,7 @@ def train_on_text(
     trainer = Trainer(
         model,
         objective,
-        Prefetch(lambda step: [made(loader.batch(step, context.ranks.rank, context.ranks.count))]),
+        Prefetch(lambda step: [made(loader.batch(step, *context.ranks.data))]),
         settled(context, settings.training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
@@ -365,7 +365,7 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     trainer = Trainer(
         model,
         next_token,
-        Prefetch(lambda step: [loader.batch(step, context.ranks.rank, context.ranks.count)]),
+        Prefetch(lambda step: [loader.batch(step, *context.ranks.data)]),
         settled(context, training, model, settings.rows * settings.row_length),
         context.record,
         context.state / "train.pt",
