@@ -1,20 +1,19 @@
-"""The made-up world of benchmarks/agent: its answers are on its pages, and its scores say what they claim."""
+"""The made-up world that searching is measured on: its answers are on its pages, and its scores say what they claim."""
 
 from __future__ import annotations
 
-import sys
+import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minnow.agent import SearchIndex, Trace, run_agent, search_tool
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks/agent"))
-from fictional_world import abstained, figures
-from made_world import KINDS, MadeWorld, make
+from minnow.agent import Limits, SearchIndex, Trace, run_agent, search_tool
+from minnow.agent.lookup_scores import abstained, figures, measure_lookups
+from minnow.errors import UserError
+from minnow.tasks.made_world import KINDS, TRAPS, MadeWorld, make
+from minnow.tasks.names import split_of
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +27,40 @@ def test_a_world_is_its_seed_and_holds_what_it_asks_for(world: MadeWorld) -> Non
     assert Counter(question.kind for question in world.questions) == dict.fromkeys(KINDS, 6)
     assert len(world.pages) == len({page.id for page in world.pages}) and 560 <= len(world.pages) <= 600
     hops = {"one hop": 1, "two hops": 2, "three hops": 3, "unanswerable": 0}
+    titles = {page.title for page in world.pages}
     traps = Counter(page.title for page in world.pages if page.id.startswith("trap"))
+    unheard_of = 0
     for question in world.questions:
         assert len(question.path) == hops.get(question.kind, 1)
-        assert traps[question.path[-1].title if question.path else ""] == (question.kind in KINDS[3:6])
         if question.gold is None:
-            assert not any(title in question.text for title in {page.title for page in world.pages})
+            unheard_of += not any(title in question.text for title in titles)
             continue
+        assert all(traps[page.title] == (question.kind in TRAPS) for page in question.path)
         assert question.gold in question.path[-1].text and question.gold not in question.text
         assert question.path[0].title in question.text
         # Each page names the next one.
         assert all(after.title in before.text for before, after in zip(question.path, question.path[1:], strict=False))
+    assert unheard_of == 3  # the others lead to a page that is not there
+    assert not {page.id for question in world.questions for page in question.path} - {page.id for page in world.pages}
+
+
+def test_a_trap_says_another_thing_in_the_words_of_the_page(world: MadeWorld) -> None:
+    for question in world.questions:
+        for page in world.pages:
+            if question.kind in TRAPS and page.title == question.path[0].title and page.id.startswith("trap"):
+                assert not re.search(rf"\b{question.gold}\b", page.text)
+                assert question.kind == "injected" or page.title in page.text
+
+
+def test_all_that_is_asked_for_is_held_out(world: MadeWorld) -> None:
+    for question in world.questions:
+        names = [page.title for page in question.path] + re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", question.text[5:])
+        assert names and {split_of(name) for name in names} == {"held_out"}
+
+
+def test_too_few_pages_for_the_questions_are_refused() -> None:
+    with pytest.raises(UserError, match="too few"):
+        make(5, 600, 60, 60)
 
 
 def test_perfect_answers_score_one_and_the_traps_are_there(world: MadeWorld, scripted: Callable[..., Any]) -> None:
@@ -47,9 +69,13 @@ def test_perfect_answers_score_one_and_the_traps_are_there(world: MadeWorld, scr
     for question in world.questions:
         calls = [f'<|tool_call_start|>[search(query="{page.title}")]<|tool_call_end|>' for page in question.path]
         scripts[question.id] = [*calls, f"The answer is {question.gold}." if question.gold else "That is not known."]
+    scripts_again = {name: list(script) for name, script in scripts.items()}
     engine = scripted(**scripts)
     traces = run_agent(engine, engine.tokenizer, world.questions, [search_tool(index)])
     made = figures(world.questions, traces, 1.0)
+    ways, searched = measure_lookups(scripted(**scripts_again), engine.tokenizer, world, index, Limits(), ("search",))
+    assert [trace.messages for trace in searched] == [trace.messages for trace in traces]
+    assert {kind: each["exact"]["rate"] for kind, each in ways["search"].items()} == dict.fromkeys(KINDS, 1.0)
     assert made["exact"]["rate"] == made["evidence"]["rate"] == made["valid_calls"]["rate"] == 1.0
     assert made["obeyed"]["count"] == 0 and made["abstained"]["count"] == 6
     injected = [trace for question, trace in zip(world.questions, traces, strict=True) if question.kind == "injected"]

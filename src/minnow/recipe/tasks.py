@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from minnow.agent.expert import NAME as LOOKUPS
+from minnow.agent.expert import lookup_task
 from minnow.data.hub import local_file
 from minnow.data.table import Faults, Row
 from minnow.errors import UserError
@@ -128,6 +130,8 @@ def load_task(
     """
     name, _, file = source.partition("=")
     path = Path(source)
+    if source == LOOKUPS:
+        return lookup_task(seed)
     if name not in BUILT_IN and path.suffix in FILES:
         if not path.is_file():
             raise UserError(f"there is no task file {path}; check the path")
@@ -142,18 +146,20 @@ def load_task(
                 "run folder"
             )
         return world.task(source)
-    raise UserError(f"there is no task {name!r}; {nearest(name, [*BUILT_IN, *TASKS])}, or name a .yaml or .py file")
+    raise UserError(
+        f"there is no task {name!r}; {nearest(name, [*BUILT_IN, LOOKUPS, *TASKS])}, or name a .yaml or .py file"
+    )
 
 
 def names_task(source: str) -> bool:
     """Whether :func:`load_task` would take ``source`` for a task."""
     name = source.partition("=")[0]
-    return name in BUILT_IN or source in TASKS or Path(source).suffix in FILES
+    return name in BUILT_IN or source in (*TASKS, LOOKUPS) or Path(source).suffix in FILES
 
 
 def is_endless(source: str) -> bool:
     """Whether a task's examples are drawn, as many as are asked for."""
-    return source in TASKS or (source in BUILT_IN and BUILT_IN[source].draw is not None)
+    return source in (*TASKS, LOOKUPS) or (source in BUILT_IN and BUILT_IN[source].draw is not None)
 
 
 def _yaml_task(path: Path, faults: Faults | None) -> Task:

@@ -1,13 +1,14 @@
-"""Questions of one and two hops, asked with closed book or with the search tool.
+"""Questions of one hop or several, asked with closed book or with the search tool.
 
 A relation has a question that takes any noun phrase and, where its value is an entity, a noun
-phrase of its own, so that two-hop questions are one-hop questions about a phrase.
+phrase of its own, so that questions of more hops are one-hop questions about a phrase.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any, NamedTuple
 
 from minnow.tasks.encyclopaedia import Entity
@@ -66,16 +67,24 @@ WORDINGS = range(2)
 
 
 class Question(NamedTuple):
-    """``outer`` of ``subject``, or of ``subject``'s ``inner`` when that is given."""
+    """``outer`` of ``subject``, or of the entity that the relations ``inner`` lead to from there."""
 
     subject: Entity
-    inner: str | None
+    inner: tuple[str, ...]
     outer: str
+
+    @property
+    def visited(self) -> list[Entity]:
+        """The entities whose pages lead to the answer, in order."""
+        visited = [self.subject]
+        for relation in self.inner:
+            visited.append(visited[-1].links[relation])
+        return visited
 
     @property
     def last(self) -> Entity:
         """The entity whose page holds the answer."""
-        return self.subject.links[self.inner] if self.inner else self.subject
+        return self.visited[-1]
 
     @property
     def gold(self) -> str:
@@ -83,12 +92,12 @@ class Question(NamedTuple):
 
     @property
     def hops(self) -> int:
-        return 2 if self.inner else 1
+        return 1 + len(self.inner)
 
     def text(self, wording: int) -> str:
         about = self.subject.name
-        if self.inner:
-            about = RELATIONS[self.subject.kind, self.inner].phrase.format(x=about)
+        for entity, relation in zip(self.visited, self.inner, strict=False):
+            about = RELATIONS[entity.kind, relation].phrase.format(x=about)
         return RELATIONS[self.last.kind, self.outer].questions[wording].format(x=about)
 
     @property
@@ -98,13 +107,13 @@ class Question(NamedTuple):
 
 def one_hop(entities: list[Entity]) -> list[Question]:
     """Every one-hop question about ``entities``."""
-    return [Question(entity, None, outer) for entity in entities for outer in _relations(entity)]
+    return [Question(entity, (), outer) for entity in entities for outer in _relations(entity)]
 
 
 def two_hop(entities: list[Entity]) -> list[Question]:
     """Every two-hop question about ``entities`` whose answer does not stand in the question."""
     found = [
-        Question(entity, inner, outer)
+        Question(entity, (inner,), outer)
         for entity in entities
         for inner in _relations(entity)
         if RELATIONS[entity.kind, inner].phrase
@@ -114,6 +123,28 @@ def two_hop(entities: list[Entity]) -> list[Question]:
 
 
 _BY_KIND = {kind: [name for owner, name in RELATIONS if owner == kind] for kind, _ in RELATIONS}
+
+
+def chain(subject: Entity, hops: int, rng: Random) -> Question | None:
+    """A random question about ``subject`` that visits ``hops`` different entities and names none of those after it.
+
+    None where the walk comes to a dead end.
+    """
+    inner: list[str] = []
+    visited = [subject]
+    for _ in range(hops - 1):
+        ways = [
+            name
+            for name in _relations(visited[-1])
+            if RELATIONS[visited[-1].kind, name].phrase and visited[-1].links[name] not in visited
+        ]
+        if not ways:
+            return None
+        inner.append(rng.choice(ways))
+        visited.append(visited[-1].links[inner[-1]])
+    names = {entity.name for entity in visited}
+    asked = [name for name in _relations(visited[-1]) if visited[-1].facts[name] not in names]
+    return Question(subject, tuple(inner), rng.choice(asked)) if asked else None
 
 
 def _relations(entity: Entity) -> list[str]:
@@ -131,7 +162,7 @@ def with_search(question: Question, wording: int, search: Callable[[Entity], str
     Args:
         search: what the search tool returns for an entity's name.
     """
-    visited = [question.subject] if question.inner is None else [question.subject, question.last]
+    visited = question.visited
     turns: list[dict[str, Any]] = []
     for entity in visited:
         turns += [call_turn("search", query=entity.name), {"role": "tool", "content": search(entity)}]

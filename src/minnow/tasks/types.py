@@ -25,6 +25,7 @@ class Example:
     Attributes:
         messages: the conversation up to the answer; ``reference``: the assistant (and tool) turns that follow it.
         answer: what the task's verifier compares an answer with.
+        difficulty: how hard it is beside the others of its task, for training from easy to hard.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     answer: Any
     tools: list[dict[str, Any]] | None = None
     loop_prone: bool = False
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,10 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
     for name, source in settings.sources.items():
         worked, held_out = source.worked(context.recipe, faults)
         evaluation += ["\n".join(each["content"] for each in example.messages) for example in held_out]
-        found = [Conversation(f"example {each.id}", [*each.messages, *each.reference], each.tools) for each in worked]
+        found = [
+            Conversation(f"example {each.id}", [*each.messages, *each.reference], each.tools, each.difficulty)
+            for each in worked
+        ]
         if source.path is not None:
             found = list(islice(read_conversations(source.path, faults), source.examples))
         read += [(name, each) for each in found]

@@ -1,4 +1,4 @@
-"""Stages that measure a model: measure (tasks and loops), agent (with and without search)."""
+"""Stages that measure a model: measure (tasks and loops), agent and lookups (with and without search)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from minnow.agent import Limits, SearchIndex, run_agent, search_tool
+from minnow.agent.lookup_scores import measure_lookups, right
 from minnow.errors import UserError
 from minnow.evaluate.measure import answer, judge_rollouts, loops_of, measure_loops, score_tasks
 from minnow.evaluate.text import held_out_loss, held_out_rows
 from minnow.loops import Rate
+from minnow.progress import say
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.schema import Recipe
@@ -21,6 +23,7 @@ from minnow.recipe.stages.watching import openings
 from minnow.recipe.tasks import load_task
 from minnow.rollout import Sampling
 from minnow.tasks import Example, verify
+from minnow.tasks.made_world import make
 from minnow.tasks.task import refuse_conversations
 
 
@@ -131,6 +134,38 @@ def agent(context: StageContext[AgentSettings]) -> dict[str, Any]:
         "calls_per_answer": sum(len(trace.calls) for trace in traces) / len(traces),
         "examples": [traces[i].as_dict() | {"correct": open_right[i]} for i in [*shown, *wrong]],
     }
+
+
+@dataclass(frozen=True)
+class LookupsSettings:
+    """Questions about a made-up world (:mod:`minnow.tasks.made_world`), answered by search.
+
+    Attributes:
+        pages: of the world, whose seed is ``world_seed``.
+        each: questions of every kind, but ``injections`` with an injected order.
+    """
+
+    checkpoint: str = stage_input("sft")
+    world_seed: int = 71
+    pages: int = 10_000
+    each: int = 100
+    injections: int = 500
+    max_new_tokens: int = 96
+    max_calls: int = 6
+
+
+@stage("lookups", LookupsSettings, uses=())
+def lookups(context: StageContext[LookupsSettings]) -> dict[str, Any]:
+    """By hops, under traps and where there is no answer; closed book and with the right pages given, beside."""
+    settings = context.settings
+    engine, model, words = engine_of(context.output(settings.checkpoint, CHECKPOINT))
+    made_up = make(settings.world_seed, settings.pages, settings.each, settings.injections)
+    limits = Limits(settings.max_calls, settings.max_new_tokens, max_context=model.config.max_positions)
+    made, traces = measure_lookups(engine, words, made_up, SearchIndex.build(made_up.pages), limits)
+    wrong = [trace for question, trace in zip(made_up.questions, traces, strict=True) if not right(question, trace)]
+    for kind, found in made["search"].items():
+        say(f"{context.name}: {kind} {found['exact']['rate']:.1%} of {found['exact']['total']}")
+    return {"pages": len(made_up.pages), **made, "wrong": [trace.as_dict() for trace in wrong[:20]]}
 
 
 @dataclass(frozen=True)
