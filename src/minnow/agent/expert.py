@@ -86,6 +86,7 @@ class _Library:
         return [*turns, {"role": "assistant", "content": said}], said
 
 
+@lru_cache(maxsize=4)
 def worked_lookups(seed: int, split: Split, n: int) -> list[Example]:
     """``n`` questions of one to three hops with all that the expert does, from easy to hard.
 
@@ -117,8 +118,9 @@ def worked_lookups(seed: int, split: Split, n: int) -> list[Example]:
 def lookup_task(seed: int) -> Task:
     """The expert's examples as a task; what is scored is the first call."""
 
-    @lru_cache(maxsize=2)
-    def examples(split: Split, n: int | None) -> list[Example]:
-        return worked_lookups(seed, split, DRAWN_EXAMPLES if n is None else n)
-
-    return Task(NAME, examples, score_call, max_new_tokens=96)
+    return Task(
+        NAME,
+        lambda split, n: worked_lookups(seed, split, DRAWN_EXAMPLES if n is None else n),
+        score_call,
+        max_new_tokens=96,
+    )

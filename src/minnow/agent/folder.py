@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minnow.agent.index import SearchIndex
+from minnow.agent.index import PageIndex, SearchIndex
 from minnow.agent.pages import Page, PageError, page_of
+from minnow.agent.tantivy_index import TantivyIndex
 from minnow.data.documents import open_file
 from minnow.errors import UserError
 
@@ -17,12 +18,15 @@ KINDS = (*_PLAIN, ".html", ".htm", ".pdf", *_LINES)
 _TITLES, _TEXTS, _IDS = ("title", "name", "country"), ("text", "content", "context", "body", "factbook"), ("id", "url")
 
 
-def index_folder(folder: Path, out: Path | None = None, skipped: list[str] | None = None) -> SearchIndex:
+def index_folder(
+    folder: Path, out: Path | None = None, skipped: list[str] | None = None, fast: bool = False
+) -> PageIndex:
     """Index the files of a folder and of those in it, or one file; a page per file, or per line of JSON lines.
 
     Args:
         out: the index file; without one it is in memory.
         skipped: gets a sentence for each file that holds no text.
+        fast: ``out`` is a folder that tantivy searches.
 
     Raises:
         UserError: no folder, no file of these kinds, or a line of JSON that is none.
@@ -34,15 +38,18 @@ def index_folder(folder: Path, out: Path | None = None, skipped: list[str] | Non
     if not files:
         raise UserError(f"{folder} holds no file to search; it takes {', '.join(KINDS)}")
     root = folder.parent if folder.is_file() else folder
-    return SearchIndex.build(_pages(files, root, [] if skipped is None else skipped), out)
+    pages = _pages(files, root, [] if skipped is None else skipped)
+    return TantivyIndex.build(pages, out) if fast and out is not None else SearchIndex.build(pages, out)
 
 
-def open_index(path: Path) -> SearchIndex:
-    """An index file that ``minnow index`` wrote, or a folder (or one file of pages), indexed in memory.
+def open_index(path: Path) -> PageIndex:
+    """An index that ``minnow index`` wrote, or a folder (or one file of pages), indexed in memory.
 
     Raises:
-        UserError: as :meth:`SearchIndex.open` and :func:`index_folder`.
+        UserError: as :meth:`SearchIndex.open`, :class:`TantivyIndex` and :func:`index_folder`.
     """
+    if TantivyIndex.here(path):
+        return TantivyIndex(path)
     if path.is_file() and not path.name.lower().endswith(KINDS):
         return SearchIndex.open(path)
     return index_folder(path)

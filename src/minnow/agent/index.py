@@ -6,12 +6,12 @@ import re
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from minnow.errors import UserError
 from minnow.files import whole_file
@@ -46,6 +46,20 @@ class Hit:
     title: str
     text: str
     score: float
+
+
+class PageIndex(Protocol):
+    """An index over pages, whatever it is kept in."""
+
+    def __len__(self) -> int: ...
+
+    def page(self, identity: str) -> Hit | None:
+        """The page with this id; None where there is none."""
+        ...
+
+    def search(self, query: str, k: int = 5) -> list[Hit]:
+        """The ``k`` best pages, best first."""
+        ...
 
 
 class SearchIndex:
@@ -179,20 +193,11 @@ class SearchIndex:
         return rare
 
     def _titled(self, words: list[str], rare: set[str]) -> dict[int, float]:
-        """Bonus by page number for the titles that stand in the query, but for those inside a longer one.
-
-        A title of common words alone counts only as the whole query.
-        """
-        spans = {
-            " ".join(words[start:end]): end - start
-            for start in range(len(words))
-            for end in range(start + 1, len(words) + 1)
-            if end - start == len(words) or rare.intersection(words[start:end])
-        }
-        rows = self._run(f"SELECT number, key FROM page WHERE key IN ({', '.join('?' * len(spans))})", *spans)
-        titles = {f" {key} " for _, key in rows}
-        inner = {short for short in titles for long in titles if short in long and short != long}
-        return {number: TITLE_BONUS * spans[key] for number, key in rows if f" {key} " not in inner}
+        """Bonus by page number for the titles that stand in the query, but for those inside a longer one."""
+        asked = spans(words, rare)
+        rows = self._run(f"SELECT number, key FROM page WHERE key IN ({', '.join('?' * len(asked))})", *asked)
+        titles = outermost(key for _, key in rows)
+        return {number: TITLE_BONUS * asked[key] for number, key in rows if key in titles}
 
     def _run(self, statement: str, *values: object) -> list[tuple]:
         try:
@@ -205,22 +210,47 @@ class SearchIndex:
 def _fill(connection: sqlite3.Connection, pages: Iterable[tuple[str, str, str]]) -> None:
     connection.executescript(f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_FORMAT};")
     connection.executescript(_SCHEMA)
-    seen: set[str] = set()
-
-    def rows() -> Iterable[tuple[str, str, str, str]]:
-        for identity, title, text in pages:
-            if identity in seen:
-                raise UserError(f"two pages have the id {identity!r}; give every page its own")
-            seen.add(identity)
-            yield identity, title, text, " ".join(words_of(title))
-
+    rows = ((*page, " ".join(words_of(page[1]))) for page in unique(pages))
     with connection:
-        connection.executemany("INSERT INTO page(id, title, text, key) VALUES (?, ?, ?, ?)", rows())
+        connection.executemany("INSERT INTO page(id, title, text, key) VALUES (?, ?, ?, ?)", rows)
         connection.execute("CREATE INDEX page_by_key ON page(key)")
         connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
         connection.execute("INSERT INTO frequency SELECT term, doc FROM vocabulary")
+
+
+def unique(pages: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Pages ``(id, title, text)`` as they come.
+
+    Raises:
+        UserError: there are none, or two of one id.
+    """
+    seen: set[str] = set()
+    for identity, title, text in pages:
+        if identity in seen:
+            raise UserError(f"two pages have the id {identity!r}; give every page its own")
+        seen.add(identity)
+        yield identity, title, text
     if not seen:
         raise UserError("there are no pages to index; give at least one")
+
+
+def spans(words: list[str], rare: set[str]) -> dict[str, int]:
+    """What may be a title in a query: runs of its words, and their lengths.
+
+    One of common words alone counts only as the whole query.
+    """
+    return {
+        " ".join(words[start:end]): end - start
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+        if end - start == len(words) or rare.intersection(words[start:end])
+    }
+
+
+def outermost(keys: Iterable[str]) -> set[str]:
+    """Titles that stand inside no longer one of them."""
+    titles = set(keys)
+    return {short for short in titles if not any(f" {short} " in f" {long} " and short != long for long in titles)}
 
 
 def words_of(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from minnow.agent.fetch import Fetcher, FetchError
-from minnow.agent.index import SearchIndex
+from minnow.agent.index import PageIndex
 from minnow.agent.pages import Page, PageError, page_of
 from minnow.data.calls import CallError
 from minnow.errors import UserError
@@ -63,7 +63,7 @@ class SearchEngine(Protocol):
 class LocalSearch:
     """Pages of an index; their ids are their addresses."""
 
-    index: SearchIndex
+    index: PageIndex
 
     def search(self, query: str, k: int) -> list[Found]:
         return [Found(hit.id, hit.title, hit.text) for hit in self.index.search(query, k)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from minnow.agent.index import SearchIndex
+from minnow.agent.index import PageIndex
 from minnow.agent.search import SearchEngine
 from minnow.data.calls import Call, CallError, check_name, parse_expression
 from minnow.errors import UserError
@@ -131,7 +131,7 @@ def call_tool(tools: Sequence[Tool], call: Call, max_characters: int) -> tuple[s
     return (text if len(text) <= max_characters else text[: max_characters - 1] + "…"), worked
 
 
-def search_tool(engine: SearchIndex | SearchEngine) -> Tool:
+def search_tool(engine: PageIndex | SearchEngine) -> Tool:
     """``search(query)``: the best pages of an index or engine, in the words the pocket world trains on."""
     return Tool(
         "search",

@@ -41,7 +41,7 @@ def offered_tools(run: RunRecord | None, search: str | None, wanted: str | None)
         raise UserError("there is nothing to search; name a folder of pages or a run folder with --search")
     tools: list[agent.Tool] = []
     if engine is not None:
-        trained = run is not None and run.data.kind == "pocket"
+        trained = run is not None and run.pocket_run() is not None
         tools += [agent.search_tool(engine)] if trained else web_tools(engine)
     if "calculator" in names:
         tools.append(agent.calculator_tool())

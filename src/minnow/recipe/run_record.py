@@ -31,12 +31,17 @@ class RunRecord:
     stages: tuple[str, ...]
     checkpoint: str | None = None
 
-    def world(self) -> PocketWorld | None:
-        """The pocket world the run was trained on, or the run its checkpoint was of; None where it was text."""
+    def pocket_run(self) -> RunRecord | None:
+        """The run on a pocket world that this one's model comes from: itself, or one before; None where it was text."""
         if self.data.kind == "pocket":
-            return pocket_world(self.seed, self.data.entities)
+            return self
         before = run_of(Path(self.checkpoint)) if self.checkpoint else None
-        return None if before is None or before.folder == self.folder else before.world()
+        return None if before is None or before.folder == self.folder else before.pocket_run()
+
+    def world(self) -> PocketWorld | None:
+        """The pocket world that the run's model was trained on; None where it was text."""
+        run = self.pocket_run()
+        return None if run is None else pocket_world(run.seed, run.data.entities)
 
 
 def run_of(path: Path) -> RunRecord | None:
