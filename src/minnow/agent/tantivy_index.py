@@ -118,7 +118,7 @@ class TantivyIndex:
             rows = [(score, json.loads(self._searcher.doc(at).get_first("page"))) for score, at in found]
         except (ValueError, OSError) as error:
             raise UserError(f"{self._name} cannot be read ({error}); build it again") from error
-        return [Hit(*page, score) for score, page in rows]
+        return [Hit(identity, title, text, score) for score, (identity, title, text) in rows]
 
 
 def _tantivy() -> Any:
