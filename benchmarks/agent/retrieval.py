@@ -3,9 +3,10 @@
 Countries: the factbook's records, a page for each, and questions about capitals, populations and the like, drawn from the
 records. SQuAD: every passage of the file is a page, and its questions are asked without their passage; found is the passage
 that the question was written for. Shown are answers that stand in what the tools give the model: a search's five results,
-and the passages of the first page that open_page chooses.
+and the passages of the first page that open_page chooses. With a model: what it answers with its tools, by SQuAD's exact match
+and F1.
 
-    python benchmarks/agent/retrieval.py [--factbook FILE] [--squad FILE] [--questions 2000] [--json FILE]
+    python benchmarks/agent/retrieval.py [--factbook FILE] [--squad FILE] [--questions 2000] [--model MODEL --answers 200] [--json FILE]
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ import html
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from minnow.agent import SearchIndex
+from minnow.agent import Limits, SearchIndex, run_agent, search_tool
+from minnow.agent.lookup_scores import abstained
 from minnow.agent.search import LocalSearch
 from minnow.agent.web_tools import web_tools
+from minnow.cli.models import OpenModel, open_model
 from minnow.data.documents import open_file
 from minnow.loops import Rate
+from minnow.rollout.text_engine import ChatPrompt
+from minnow.tasks.scorers.squad import score
 
 KS = (1, 2, 5, 10)
 # The path of each fact in a record, and how it is asked for.
@@ -110,7 +117,26 @@ def squad(file: Path) -> tuple[Pages, list[Asked]]:
     return pages, asked
 
 
-def measure(pages: Pages, asked: list[Asked], most: int) -> dict[str, Any]:
+def answered(index: SearchIndex, asked: list[Asked], model: OpenModel) -> dict[str, Any]:
+    """What a model answers to questions, searching the pages with the tools it knows."""
+    pocket = model.run is not None and model.run.pocket_run() is not None
+    tools = [search_tool(index)] if pocket else web_tools(LocalSearch(index))
+    tasks = [ChatPrompt(str(place), [{"role": "user", "content": one.text}]) for place, one in enumerate(asked)]
+    limits = Limits(max_calls=6, max_new_tokens=96, max_context=model.context)
+    traces = run_agent(model.engine, model.tokenizer, tasks, tools, limits)
+    scores = [score(list(one.answers), trace.answer) for one, trace in zip(asked, traces, strict=True)]
+    count = len(traces)
+    return {
+        "exact": Rate(sum(each.correct for each in scores), count).as_dict(),
+        "f1": sum(each.value for each in scores) / count,
+        "abstained": Rate(sum(abstained(trace.answer) for trace in traces), count).as_dict(),
+        "calls": sum(len(trace.calls) for trace in traces) / count,
+        "finishes": dict(Counter(trace.finish for trace in traces)),
+        "traces": [trace.as_dict() for trace in traces[:10]],
+    }
+
+
+def measure(pages: Pages, asked: list[Asked], most: int, model: OpenModel | None, answers: int) -> dict[str, Any]:
     index = SearchIndex.build(pages)
     asked = Random(0).sample(asked, min(most, len(asked)))
     started = time.process_time()
@@ -134,6 +160,7 @@ def measure(pages: Pages, asked: list[Asked], most: int) -> dict[str, Any]:
         "cpu_ms": 1000 * seconds / len(asked),
         "shown": Rate(shown, len(asked)).as_dict(),
         **recalls,
+        **({} if model is None else {"answers": answered(index, asked[:answers], model)}),
     }
 
 
@@ -142,12 +169,15 @@ def main() -> None:
     parser.add_argument("--factbook", type=Path)
     parser.add_argument("--squad", type=Path)
     parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     document = {}
-    for name, file, read in (("countries", given.factbook, countries), ("squad", given.squad, squad)):
-        if file:
-            document[name] = measure(*read(file), given.questions)
+    with open_model(given.model, max_new_tokens=96) if given.model else nullcontext() as model:
+        for name, file, read in (("countries", given.factbook, countries), ("squad", given.squad, squad)):
+            if file:
+                document[name] = measure(*read(file), given.questions, model, given.answers)
     print("| corpus | pages | questions | " + " | ".join(f"recall@{k}" for k in KS) + " | answer shown | CPU ms |")
     print("|---|" + "---:|" * (len(KS) + 4))
     for name, made in document.items():
@@ -155,6 +185,14 @@ def main() -> None:
         print(
             f"| {name} | {made['pages']:,} | {made['questions']:,} | {shares} | {made['shown']['rate']:.1%} | {made['cpu_ms']:.1f} |"
         )
+    if given.model:
+        print("\n| corpus | answers | exact | F1 | abstained | calls |\n|---|" + "---:|" * 5)
+    for name, made in document.items():
+        if found := made.get("answers"):
+            print(
+                f"| {name} | {found['exact']['total']} | {found['exact']['rate']:.1%} | {found['f1']:.3f} | "
+                f"{found['abstained']['rate']:.1%} | {found['calls']:.2f} |"
+            )
     if given.json:
         given.json.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -19,7 +19,7 @@ from minnow.data.calls import Call, CallError, check_name, parse_expression
 from minnow.errors import UserError
 from minnow.tasks.tools import CALCULATOR_SCHEMA, SEARCH_HITS, SEARCH_SCHEMA, format_hits
 
-_TYPES: dict[str, tuple[type, ...]] = {
+PARAMETER_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
     "integer": (int,),
@@ -59,10 +59,10 @@ class Tool:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        unknown = set(self.parameters.values()) - _TYPES.keys()
+        unknown = set(self.parameters.values()) - PARAMETER_TYPES.keys()
         if unknown:
             raise ValueError(
-                f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(_TYPES)}"
+                f"tool {self.name} has parameters of unknown type {sorted(unknown)}; use one of {list(PARAMETER_TYPES)}"
             )
 
     @classmethod
@@ -235,7 +235,7 @@ def _checked(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
         # calculator(expression=7) is plain enough to be understood
         if kind == "string" and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
-        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        if not isinstance(value, PARAMETER_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
             raise CallError(f"argument {name} must be of type {kind}; the tool is {signature}.")
         checked[name] = value
     return checked

@@ -1,4 +1,4 @@
-"""``minnow agent``: one question to a model with tools. ``minnow index``: a folder as pages to search."""
+"""``minnow agent``: one question to a model with tools. ``minnow index``, ``minnow mcp``: pages and tools for models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from minnow.agent.chat import called_text, returned_text, safe
 from minnow.agent.folder import index_folder, read_page
 from minnow.agent.long_context import SelfAsker, document_tools
 from minnow.agent.long_context import map_reduce as in_parts
+from minnow.agent.mcp_tools import serve_mcp
 from minnow.agent.pages import PageError
-from minnow.cli.agent_tools import offered_tools
+from minnow.cli.agent_tools import foreign_tools, offered_tools
 from minnow.cli.output import AsJson, Threads, emit, size_text, warn
 from minnow.cli.text_models import NO_SERVER, ServerFlags, open_text_model
 from minnow.data.calls import CallError
@@ -31,6 +32,8 @@ def agent(
     /,
     search: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|FILE|ddgs|searxng:URL|brave|tavily|none")] = None,
     tools: Annotated[str | None, tyro.conf.arg(metavar="search,calculator,python,clock|none")] = None,
+    mcp: Annotated[str | None, tyro.conf.arg(metavar="COMMAND|URL")] = None,
+    allow: Annotated[str | None, tyro.conf.arg(metavar="NAME,…")] = None,
     document: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     map_reduce: bool = False,
     max_calls: int = 8,
@@ -51,6 +54,8 @@ def agent(
         search: where it searches; by default the encyclopaedia of the model's own run. Brave and Tavily want a key in
             BRAVE_API_KEY or TAVILY_API_KEY.
         tools: names between commas; by default search where there is something to search.
+        mcp: an MCP server whose tools it gets too: a command that speaks MCP on its standard streams, or an address.
+        allow: those of that server's tools that it may call, at any time.
         document: a file too long for the context, which the model searches, reads in slices and asks itself about.
         map_reduce: ask every part of the document instead, and put the answers together.
         max_calls: calls it may make.
@@ -88,7 +93,9 @@ def agent(
             return
         offered = offered_tools(opened.run, search, tools) + ([] if text is None else document_tools(text, asker))
         task = ChatPrompt("question", [{"role": "user", "content": question}])
-        (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
+        with foreign_tools(mcp, allow) as foreign:
+            offered += foreign
+            (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
     if trace.finish == "failed":
         raise UserError(f"{opened.name} gave no answer ({trace.error}); see to the server and ask again")
     about = {"model": opened.name, "runtime": opened.runtime, "tools": [tool.name for tool in offered]}
@@ -130,3 +137,19 @@ def index(
     size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
     document = {"index": str(path), "pages": len(made), "bytes": size, "skipped": skipped}
     emit(document, f"{path}: {len(made):,} pages, {size_text(size)}", as_json)
+
+
+def mcp(
+    search: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|FILE|ddgs|searxng:URL|brave|tavily|none")] = None,
+    tools: Annotated[str | None, tyro.conf.arg(metavar="search,calculator,python,clock")] = None,
+) -> None:
+    """Offer Minnow's tools to another program: an MCP server on standard input and output.
+
+    Args:
+        search: what web_search and open_page look in, as for minnow agent.
+        tools: names between commas; by default search where there is something to search.
+    """
+    offered = offered_tools(None, search, tools)
+    if not offered:
+        raise UserError("there is no tool to offer; name some with --tools, or what to search with --search")
+    serve_mcp(offered)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from minnow import agent
+from minnow.agent.mcp_tools import mcp_tools
 from minnow.agent.search import LocalSearch, SearchEngine, open_search
 from minnow.agent.tools import clock_tool
 from minnow.agent.web_tools import web_tools
@@ -52,6 +56,31 @@ def offered_tools(run: RunRecord | None, search: str | None, wanted: str | None)
 
         tools.append(python_tool())
     return tools
+
+
+@contextmanager
+def foreign_tools(server: str | None, allowed: str | None) -> Iterator[list[agent.Tool]]:
+    """The tools of an MCP server that the user allows, while the block lasts; none without a server.
+
+    Args:
+        allowed: names between commas. What they name may run at any time, also after text from outside was read.
+
+    Raises:
+        UserError: nothing is allowed, or a name that the server does not have.
+    """
+    if server is None:
+        if allowed is not None:
+            raise UserError(f"--allow {allowed} names tools of an MCP server; name the server with --mcp")
+        yield []
+        return
+    with mcp_tools(server) as offered:
+        names = [] if allowed is None else [name.strip() for name in allowed.split(",")]
+        known = {tool.name: tool for tool in offered}
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            said = f"has no tool {unknown[0]!r}" if unknown else "may have tools that change something"
+            raise UserError(f"the MCP server {said}; name those to be called with --allow, of {', '.join(known)}")
+        yield [replace(known[name], effects=False) for name in names]
 
 
 def _world_search(run: RunRecord | None) -> LocalSearch | None:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("minnow.cli.chat:chat", "talk to a model, with search over its encyclopaedia"),
     "agent": Command("minnow.cli.agent:agent", "ask a model that searches the web or a folder, and uses tools"),
     "index": Command("minnow.cli.agent:index", "make a folder of files searchable for a model"),
+    "mcp": Command("minnow.cli.agent:mcp", "offer the tools to other programs (Model Context Protocol)"),
     "serve": Command("minnow.cli.serve:serve", "an OpenAI-compatible server with a loop guard"),
     "route explain": Command("minnow.cli.route:explain", "say whether a request would go to the cloud, and why"),
     "route fit": Command("minnow.cli.route:fit", "fit a probe that tells good local answers from bad ones"),
