@@ -32,6 +32,7 @@ from minnow.data.documents import open_file
 from minnow.loops import Rate
 from minnow.rollout.text_engine import ChatPrompt
 from minnow.tasks.scorers.squad import score
+from minnow.tasks.tools import bare
 
 KS = (1, 2, 5, 10)
 # The path of each fact in a record, and how it is asked for.
@@ -124,7 +125,7 @@ def answered(index: SearchIndex, asked: list[Asked], model: OpenModel) -> dict[s
     tasks = [ChatPrompt(str(place), [{"role": "user", "content": one.text}]) for place, one in enumerate(asked)]
     limits = Limits(max_calls=6, max_new_tokens=96, max_context=model.context)
     traces = run_agent(model.engine, model.tokenizer, tasks, tools, limits)
-    scores = [score(list(one.answers), trace.answer) for one, trace in zip(asked, traces, strict=True)]
+    scores = [score(list(one.answers), bare(trace.answer)) for one, trace in zip(asked, traces, strict=True)]
     count = len(traces)
     return {
         "exact": Rate(sum(each.correct for each in scores), count).as_dict(),

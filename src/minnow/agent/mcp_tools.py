@@ -47,7 +47,7 @@ def mcp_tools(server: str | Server[Any]) -> Iterator[list[Tool]]:
         try:
             client = opened.__enter__()
             listed = portal.call(client.list_tools).tools
-        except Exception as error:  # noqa: BLE001  (whatever the transport raises)
+        except Exception as error:  # whatever the transport raises
             raise UserError(
                 f"the MCP server {server} does not answer ({_reason(error)}); check that it runs"
             ) from error

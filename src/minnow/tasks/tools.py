@@ -71,9 +71,13 @@ def score_answer(answer: dict[str, Any], text: str) -> Score:
     """Right when the final text is the gold name or number, alone or as "The … is GOLD."."""
     if CALL_START in text:
         return Score.wrong("called a tool instead of answering")
-    found = re.sub(r"^the [a-z ]+? is ", "", " ".join(text.split()).casefold()).removesuffix(".").strip()
-    gold = answer["gold"]
+    found, gold = bare(text).casefold(), answer["gold"]
     return Score.right() if found == gold.casefold() else Score.wrong(f"answered {found[:60]!r}, not {gold!r}")
+
+
+def bare(text: str) -> str:
+    """An answer without the words around it: "GOLD" of "The … is GOLD."."""
+    return re.sub(r"^the [a-z ]+? is ", "", " ".join(text.split()), flags=re.IGNORECASE).removesuffix(".").strip()
 
 
 def draw_calculation(rng: Random, split: Split) -> Draft:
