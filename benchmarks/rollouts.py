@@ -15,12 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from minnow.recipe.stages.sources import engine_of
 from minnow.rollout import Sampling
 from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt
+from minnow.serve.llama import LlamaServer
 from minnow.tasks import Example
 
 SLOTS = 8
@@ -57,20 +55,6 @@ def their_answers(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], ba
             )[:, width:]  # fmt: skip
         total += int((out != tokenizer.pad_id).sum())
     return total
-
-
-@contextmanager
-def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
-    settings = json.dumps({"file": str(file), "context": context, "slots": SLOTS, "threads": threads})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "minnow.serve.llama_process", settings],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
 
 
 def ways(checkpoint: Path, examples: list[Example], folder: Path, options: Any) -> dict[str, Callable[[], int]]:
@@ -97,9 +81,9 @@ def ways(checkpoint: Path, examples: list[Example], folder: Path, options: Any) 
     asked = [replace(sampling, seed=i, stop_on_loop=False) for i in range(len(chats))]
 
     def served() -> int:
-        with llama_server(file, context, options.threads) as address:
-            server = ServerEngine(f"{address}/v1", "model", concurrency=SLOTS)
-            answers = [answer for _, answer in server.answers(chats, asked)]
+        with LlamaServer(file, context, SLOTS, options.threads) as server:
+            asking = ServerEngine(f"{server.url}/v1", "model", concurrency=SLOTS)
+            answers = [answer for _, answer in asking.answers(chats, asked)]
         assert not any(answer.error for answer in answers), next(a.error for a in answers if a.error)
         return sum(answer.tokens or 0 for answer in answers)
 

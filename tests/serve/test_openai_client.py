@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.llama_engine import LlamaEngine
+from minnow.model.checkpoint import load_model
 from minnow.rollout import Sampling
+from minnow.rollout.scoring import hidden_states
 from minnow.serve.app import create_app
 from minnow.serve.desk import Desk, Settings
 from minnow.serve.llama import LlamaSource
@@ -169,3 +172,22 @@ def test_a_model_process_that_dies_is_started_again(gguf: Path, words: Tokenizer
         with pytest.raises(openai.InternalServerError, match="once more"):
             client.chat.completions.create(model="tiny", messages=ASK, max_tokens=4)
         assert client.chat.completions.create(model="tiny", messages=ASK, max_tokens=4).choices[0].message.content
+
+
+def test_embeddings_are_the_means_of_the_states(client: openai.OpenAI, folder: Path, words: Tokenizer) -> None:
+    texts = ["Velmora is a town.", "The river Anse.", "Velmora is a town"]
+    found = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+    plain = client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    model, vectors = load_model(folder), [np.array(each.embedding) for each in found.data]
+    for place, (text, vector) in enumerate(zip(texts, vectors, strict=True)):
+        mean = hidden_states(model, [*words.begin, *words.encode(text)]).mean(0).numpy()
+        assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=5e-3) and found.data[place].index == place
+        assert vector == pytest.approx(np.array(plain.data[place].embedding), abs=1e-6)
+    assert vectors[0] @ vectors[2] > vectors[0] @ vectors[1]
+    assert found.usage.prompt_tokens == sum(len([*words.begin, *words.encode(text)]) for text in texts)
+    with pytest.raises(openai.BadRequestError, match="at most"):
+        client.embeddings.create(model="tiny", input="river " * 2000)
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="tiny", input="x", dimensions=8)
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="other", input="x")

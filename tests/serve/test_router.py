@@ -162,11 +162,10 @@ def test_a_call_that_is_unsure_goes_to_the_cloud() -> None:
 def test_a_cloud_that_does_not_begin_leaves_the_local_model_its_time() -> None:
     with routed(lambda body, n: stream([HANG]), first_token=20.0) as server:
         for _ in range(20):
-            server.desk.router.here.note(0.0, 0.3, 31)
+            server.desk.router.here.note(0.0, 1.2, 61)
         for route in ("auto", "cloud"):
             text, where = server.answer(minnow={"deadline_ms": 2000, "route": route})
             assert text == "I think it is so." and "did not begin in time" in where["reason"]
-            assert 1.0 < server.seconds < 2.0
 
 
 def test_an_estimate_that_is_old_keeps_nobody_from_the_cloud() -> None:
@@ -178,6 +177,20 @@ def test_an_estimate_that_is_old_keeps_nobody_from_the_cloud() -> None:
         assert text == "I think it is so." and "the cloud needs" in route["reason"]
         server.desk.router._timed -= 60
         assert server.answer(minnow={"deadline_ms": 3000})[0] == BIG
+
+
+def test_thoughts_and_other_servers_words_for_an_end_are_read_as_anywhere() -> None:
+    thought = [event(delta={"reasoning_content": "Let me see."}), event(delta={"content": "So it is."})]
+    ends = {"eos": "stop", "max_tokens": "length", "content_filter": None}
+    with routed(lambda body, n: stream([*thought, event(delta={}, finish_reason=body["messages"][-1]["content"])]), failures=9) as server:  # fmt: skip
+        for word, reason in ends.items():
+            whole = server.ask(word, minnow={"route": "cloud"})
+            text = whole["choices"][0]["message"]["content"]
+            if reason is not None:
+                assert text == "<think>Let me see.</think>So it is."
+                assert whole["choices"][0]["finish_reason"] == reason and whole["route"]["action"] == "cloud"
+            else:
+                assert "broke off" in whole["route"]["reason"] and text.endswith("I think it is so.")
 
 
 def test_no_such_host_and_nobody_there() -> None:

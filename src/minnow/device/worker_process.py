@@ -65,6 +65,10 @@ class WorkerProcess:
         """Process id of the worker."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the worker."""
         self._process.kill()

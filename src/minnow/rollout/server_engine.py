@@ -21,6 +21,7 @@ from minnow.data.calls import CallError, parse_any_calls, without_calls
 from minnow.errors import UserError
 from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
 from minnow.rollout.records import Sampling, per_prompt
+from minnow.rollout.reply import Reply, ReplyError
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer
 
 TRIES = 5
@@ -28,8 +29,6 @@ LONGEST_PAUSE = 60.0  # seconds before the next try, whatever the server asks fo
 _LONGEST_LINE = 1 << 26  # bytes
 _MOST_STOPS = 4  # as OpenAI's API allows
 _MOST_A_TOKEN = 64  # a server that sends more than this for each token asked for does not keep to the budget
-_ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call"}
-_CUT = {"length", "max_tokens", "max_length", "model_length"}
 
 
 def check_server(url: str, api_key: str | None) -> None:
@@ -211,15 +210,18 @@ class ServerEngine:
     def _read(self, response: Any, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
         most = _MOST_A_TOKEN * sampling.max_new_tokens
         watch = TextWatch(persistence=CHARACTERS_A_TOKEN * sampling.persistence) if sampling.stop_on_loop else None
-        reply, text, loop = _Reply(), "", None
+        reply, text, loop = Reply(), "", None
         streams = response.headers.get_content_type() == "text/event-stream"
         for event in self._events(response) if streams else _whole(response):
-            piece = reply.take(event)
+            try:
+                piece = reply.take(event)
+            except ReplyError as error:
+                raise _Retry(str(error)) from error
             text += piece
             loop = watch.push(piece) if watch is not None and piece else None
             if loop is not None or len(text) > most:
                 break
-        return reply.answer(prompt, sampling, text, loop, most)
+        return _answer(reply, prompt, sampling, text, loop, most)
 
     def _events(self, response: IO[bytes]) -> Iterator[dict[str, Any]]:
         """The JSON objects of a stream of server-sent events, up to ``[DONE]``."""
@@ -295,57 +297,26 @@ def _parsed(data: str) -> dict[str, Any]:
         raise _Retry("the reply is not JSON") from error
     if not isinstance(event, dict):
         raise _Retry("the reply is not a JSON object")
-    if event.get("error"):
-        raise _Retry(f"the server says: {json.dumps(event['error'], ensure_ascii=False)[:300]}")
     return event
 
 
-class _Reply:
-    """What the events of one answer add up to."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.tokens: int | None = None
-        self._thinking = False
-        self._calls: dict[int, dict[str, str]] = {}
-
-    def take(self, event: dict[str, Any]) -> str:
-        """The text that an event brings; a chain of thought that comes apart is put in ``<think>`` tags."""
-        try:
-            usage = event.get("usage") or {}
-            self.tokens = usage.get("completion_tokens", self.tokens)
-            choice: dict[str, Any] = next(iter(event.get("choices") or []), {})
-            self.reason = choice.get("finish_reason") or self.reason
-            said = choice.get("delta") or choice.get("message") or {}
-            thought = said.get("reasoning_content") or said.get("reasoning") or ""
-            content = said.get("content") or choice.get("text") or ""
-            for place, call in enumerate(said.get("tool_calls") or []):
-                held = self._calls.setdefault(call.get("index", place), {"name": "", "arguments": ""})
-                for part in held:
-                    held[part] += call.get("function", {}).get(part) or ""
-            piece = ""
-            if thought:
-                piece, self._thinking = ("" if self._thinking else "<think>") + thought, True
-            if content and self._thinking:
-                piece, self._thinking = piece + "</think>", False
-            return piece + content
-        except (AttributeError, TypeError) as error:
-            raise _Retry("the reply does not have the form of an OpenAI-compatible server's") from error
-
-    def answer(self, prompt: ChatPrompt, sampling: Sampling, text: str, loop: Loop | None, most: int) -> TextAnswer:
-        """The answer, once its events have ended."""
-        text += "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in self._calls.values())
-        # Escapes of half a surrogate pair are valid JSON, and no text.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if loop is not None:
-            return TextAnswer(prompt.id, text, "loop", sampling, None, loop)
-        if len(text) > most or self.reason in _CUT:
-            return TextAnswer(prompt.id, text, "length", sampling, self.tokens)
-        if self.reason in _ENDED:
-            return TextAnswer(prompt.id, text, "stop", sampling, self.tokens)
-        if self.reason is None:
-            raise _Retry("the stream ended before the answer did")
-        raise _Refused(f"the server ended the answer for {self.reason!r}")
+def _answer(
+    reply: Reply, prompt: ChatPrompt, sampling: Sampling, text: str, loop: Loop | None, most: int
+) -> TextAnswer:
+    """The answer, once its events have ended."""
+    text += "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in reply.calls)
+    # Escapes of half a surrogate pair are valid JSON, and no text.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if loop is not None:
+        return TextAnswer(prompt.id, text, "loop", sampling, None, loop)
+    tokens, ending = reply.usage.get("completion_tokens"), reply.ending()
+    if len(text) > most or ending == "length":
+        return TextAnswer(prompt.id, text, "length", sampling, tokens)
+    if ending == "stop":
+        return TextAnswer(prompt.id, text, "stop", sampling, tokens)
+    if ending is None:
+        raise _Retry("the stream ended before the answer did")
+    raise _Refused(f"the server ended the answer for {ending!r}")
 
 
 def _failed(prompt: ChatPrompt, sampling: Sampling, sentence: str) -> TextAnswer:

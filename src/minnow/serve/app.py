@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from minnow.serve.bodies import Ask, parse
+from minnow.serve.bodies import Ask, parse, parse_embedding
 from minnow.serve.desk import Desk
 from minnow.serve.errors import ApiError
 from minnow.serve.openapi import describe
-from minnow.serve.wire import Reply, error_event
+from minnow.serve.wire import Reply, embedded, error_event
 
 _PAGE = Path(__file__).with_name("page.html")
 _log = logging.getLogger("minnow.serve")
@@ -59,6 +59,7 @@ def create_app(desk: Desk, limits: Limits | None = None, api_key: str | None = N
     routes = [
         Route("/v1/chat/completions", server.endpoint(server.chat), methods=["POST"]),
         Route("/v1/completions", server.endpoint(server.completion), methods=["POST"]),
+        Route("/v1/embeddings", server.endpoint(server.embeddings), methods=["POST"]),
         Route("/v1/models", server.endpoint(server.models), methods=["GET"]),
         Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
@@ -114,6 +115,15 @@ class _Server:
     async def completion(self, request: Request) -> Response:
         return await self._answer(request, chat=False)
 
+    async def embeddings(self, request: Request) -> Response:
+        _json_only(request)
+        body, asks = parse_embedding(await self._body(request))
+        model = body.get("model", self.desk.local.name)
+        if model != self.desk.local.name:
+            raise _no_model(model, [self.desk.local.name])
+        vectors, read = await self.desk.embed(asks, _client(request, body.get("user", "")))
+        return JSONResponse(embedded(model, vectors, read, body.get("encoding_format", "float")))
+
     async def models(self, _: Request) -> Response:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "minnow"} for name in self.desk.models]
         return JSONResponse({"object": "list", "data": data})
@@ -133,17 +143,12 @@ class _Server:
         return JSONResponse(describe())
 
     async def _answer(self, request: Request, chat: bool) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            # Pages of other sites can send plain text here, but not JSON.
-            raise ApiError(415, "send the body as application/json", "unsupported_media_type")
+        _json_only(request)
         ask = parse(await self._body(request), chat)
         model = ask.body.get("model", self.desk.local.name)
         if model not in self.desk.models:
-            names = " or ".join(map(repr, self.desk.models))
-            raise ApiError(404, f"there is no model {model!r}; use {names}", "model_not_found", "model")
-        client = f"{request.client.host if request.client else ''}/{ask.user}"
-        return _Answer(self.desk, ask, Reply(ask, model), client, self.limits)
+            raise _no_model(model, self.desk.models)
+        return _Answer(self.desk, ask, Reply(ask, model), _client(request, ask.user), self.limits)
 
     async def _body(self, request: Request) -> bytes:
         raw = bytearray()
@@ -158,6 +163,24 @@ class _Server:
         except ClientDisconnect as error:
             raise ApiError(400, "the client went away", "client_gone") from error
         return bytes(raw)
+
+
+def _json_only(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Pages of other sites can send plain text here, but not JSON.
+        raise ApiError(415, "send the body as application/json", "unsupported_media_type")
+
+
+def _no_model(model: str, known: Sequence[str]) -> ApiError:
+    return ApiError(
+        404, f"there is no model {model!r}; use {' or '.join(map(repr, known))}", "model_not_found", "model"
+    )
+
+
+def _client(request: Request, user: str) -> str:
+    """Whom the queue is fair to."""
+    return f"{request.client.host if request.client else ''}/{user}"
 
 
 class _Answer(Response):

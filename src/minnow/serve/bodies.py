@@ -157,6 +157,24 @@ COMPLETION: dict[str, Any] = {
 }
 
 
+EMBEDDING: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "input": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 256},
+            ]
+        },
+        "model": _SHARED["model"],
+        "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+        "user": _SHARED["user"],
+    },
+    "required": ["input"],
+    "additionalProperties": False,
+}
+
+
 @dataclass(frozen=True)
 class Ask:
     """What a client asks for.
@@ -202,11 +220,7 @@ def parse(raw: bytes, chat: bool) -> Ask:
         ApiError: 400: no UTF-8, no JSON, an unknown parameter (which is named), a value that is none, or a combination
             that no answer can have.
     """
-    body = _json(raw)
-    # OpenAI's clients may send null for "not given".
-    if isinstance(body, dict):
-        body = {name: value for name, value in body.items() if value is not None}
-    check(body, CHAT if chat else COMPLETION)
+    body = _checked(raw, CHAT if chat else COMPLETION)
     wishes = body.pop("minnow", {})
     deadline = wishes.get("deadline_ms")
     stop = body.get("stop", ())
@@ -247,6 +261,26 @@ def parse(raw: bytes, chat: bool) -> Ask:
         logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None,
         **shared,
     )
+
+
+def parse_embedding(raw: bytes) -> tuple[dict[str, Any], list[Ask]]:
+    """The body of a request for embeddings, and each of its texts as something to be read.
+
+    Raises:
+        ApiError: as :func:`parse`.
+    """
+    body = _checked(raw, EMBEDDING)
+    texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    return body, [Ask({}, None, text) for text in texts]
+
+
+def _checked(raw: bytes, schema: dict[str, Any]) -> dict[str, Any]:
+    body = _json(raw)
+    # OpenAI's clients may send null for "not given".
+    if isinstance(body, dict):
+        body = {name: value for name, value in body.items() if value is not None}
+    check(body, schema)
+    return dict(body)
 
 
 def _json(raw: bytes) -> Any:

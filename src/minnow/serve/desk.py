@@ -10,6 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from minnow.agent import Tool
 from minnow.rollout.guard import Guard
 from minnow.serve.answering import Finished, answer
@@ -104,7 +106,27 @@ class Desk:
                             self._count(part, came)
                         yield part
         except TimeoutError as error:
-            raise ApiError(504, f"the answer was not ready within {deadline:g} s", "deadline_exceeded") from error
+            raise _overdue(deadline) from error
+
+    async def embed(self, asks: Sequence[Ask], client: str) -> tuple[list[np.ndarray], int]:
+        """A vector of length 1 for each text, the mean of the local model's hidden states, and the tokens read.
+
+        Raises:
+            ApiError: a text is empty or too long, the model shows no states, or the time is over.
+        """
+        vectors, read = [], 0
+        try:
+            async with asyncio.timeout(self.settings.deadline):
+                prompts = [await self.local.prepare(ask) for ask in asks]
+                async with self.queue.slot(client):
+                    for prompt in prompts:
+                        mean = (await self.local.hidden(prompt, "")).mean(0)
+                        vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+                        read += len(prompt.ids or ())
+        except TimeoutError as error:
+            raise _overdue(self.settings.deadline) from error
+        self.metrics.add("minnow_tokens_total", read, kind="read")
+        return vectors, read
 
     async def _local(
         self, client: str, prompt: Prompt, ask: Ask, begun: str, logprobs: int | None
@@ -140,3 +162,7 @@ class Desk:
             add("minnow_loops_total", finished.rewinds, outcome="caught")
             add("minnow_loops_total", outcome="given_up" if finished.reason == "loop" else "recovered")
         self.metrics.time("minnow_answer_seconds", time.monotonic() - came)
+
+
+def _overdue(deadline: float) -> ApiError:
+    return ApiError(504, f"the answer was not ready within {deadline:g} s", "deadline_exceeded")

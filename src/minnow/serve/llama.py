@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import numpy as np
 
 from minnow.data.chat import END, END_OF_TEXT
 from minnow.data.tokenizer import Tokenizer
-from minnow.device.worker_process import worker_environment
+from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
@@ -25,6 +22,31 @@ from minnow.serve.events import events
 from minnow.serve.grammar import call_grammar
 from minnow.serve.local import prepare
 from minnow.serve.source import CONNECTIONS, Ended, Piece, Prompt, Turn
+
+
+class LlamaServer(WorkerProcess):
+    """llama.cpp's own server in a process of its own; use it as a context manager.
+
+    Args:
+        context: positions of a prompt and its answer; slots: answers at once; threads: of llama.cpp.
+
+    Attributes:
+        url: its address.
+
+    Raises:
+        UserError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, file: Path, context: int, slots: int, threads: int) -> None:
+        super().__init__("minnow.serve.llama_process")
+        try:
+            self.url = str(
+                self._exchange({"file": str(file), "context": context, "slots": slots, "threads": threads})["url"]
+            )
+        except WorkerDied as error:
+            said = next(reversed(self._complaints()), str(error))
+            self.close()
+            raise UserError(f"llama.cpp could not serve {file}: {said}") from error
 
 
 class LlamaSource:
@@ -53,48 +75,30 @@ class LlamaSource:
         marks = (tokenizer.encode_chat(mark) for mark in (END, END_OF_TEXT))
         # Whatever the model's own end is, llama.cpp ends an answer at either.
         self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
-        self._wanted = {"file": str(file), "context": context, "slots": slots, "threads": threads}
+        self._threads = threads
         self._starting = asyncio.Lock()
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=CONNECTIONS)
-        self._start()
+        self._server = self._start()
 
-    def _start(self) -> None:
-        with tempfile.TemporaryFile() as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "minnow.serve.llama_process", json.dumps(self._wanted)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=worker_environment(),
-                start_new_session=True,  # Ctrl-C is for the parent
-            )
-            assert self._process.stdout is not None
-            self.url = self._process.stdout.readline().strip()
-            if not self.url:
-                self._stop()
-                log.seek(0)
-                said = log.read().decode(errors="replace").strip().splitlines()
-                raise UserError(f"llama.cpp could not serve {self.file}: {said[-1] if said else 'it died'}")
+    def _start(self) -> LlamaServer:
+        return LlamaServer(self.file, self.context, self.slots, self._threads)
 
-    def _stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+    @property
+    def url(self) -> str:
+        """Address of llama.cpp's server."""
+        return self._server.url
 
     @property
     def pid(self) -> int:
         """Process id of llama.cpp's server."""
-        return self._process.pid
+        return self._server.pid
 
     async def close(self) -> None:
         await self._client.aclose()
-        self._stop()
+        self._server.close()
 
     async def prepare(self, ask: Ask) -> Prompt:
-        return prepare(ask, self.tokenizer, self.context)
+        return await asyncio.to_thread(prepare, ask, self.tokenizer, self.context)
 
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
         assert prompt.ids is not None
@@ -105,7 +109,7 @@ class LlamaSource:
             raise await self._died() from error
         if response.status_code != 200:
             raise _refused(response.status_code, response.text)
-        return np.array(response.json()[0]["embedding"][len(prompt.ids) - 1 :], np.float32)
+        return np.array(response.json()[0]["embedding"], np.float32)
 
     async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
         ask = prompt.ask
@@ -189,9 +193,9 @@ class LlamaSource:
     async def _died(self) -> ApiError:
         """Start the process again if it has gone; what to tell the client."""
         async with self._starting:
-            if self._process.poll() is not None:
-                await asyncio.to_thread(self._stop)
-                await asyncio.to_thread(self._start)
+            if self._server.ended:
+                await asyncio.to_thread(self._server.close)
+                self._server = await asyncio.to_thread(self._start)
         return ApiError(503, "the model's process died and was started again; send the request once more", "engine_died", retry_after=1)  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""llama.cpp's own HTTP server on a loopback port, alone in a process: it prints its address and ends with its stdin.
+"""llama.cpp's own HTTP server on a loopback port, alone in a process (:mod:`minnow.device.worker_process`).
 
-python -m minnow.serve.llama_process '{"file": …, "context": …, "slots": …, "threads": …}'
+It is told ``{"file": …, "context": …, "slots": …, "threads": …}``, answers with its ``url``, and ends with its stdin.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import json
 import os
 import sys
 
+from minnow.device.worker_process import answers
+
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # llama.cpp logs to stdout
+    say = answers()
     import xllamacpp
 
-    wanted = json.loads(sys.argv[1])
+    wanted = json.loads(sys.stdin.readline())
     params = xllamacpp.CommonParams()
     params.model.path = wanted["file"]
     params.n_parallel = wanted["slots"]
@@ -29,8 +30,7 @@ def main() -> None:
     params.sse_ping_interval = -1
     params.n_threads_http = max(4, 2 * wanted["slots"])
     server = xllamacpp.Server(params)
-    answers.write(f"{server.listening_address}\n")
-    answers.flush()
+    say({"url": server.listening_address})
     sys.stdin.read()  # until the parent closes it or goes
     os._exit(0)  # a server with requests in flight would wait for them
 

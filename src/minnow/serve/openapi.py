@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from minnow.serve.bodies import CHAT, COMPLETION
+from minnow.serve.bodies import CHAT, COMPLETION, EMBEDDING
 
 _ERROR = {
     "type": "object",
@@ -28,10 +28,13 @@ _STATUSES = {
     "401": "no API key, or a wrong one",
     "403": "addressed by another name",
     "404": "no such model",
+    "405": "the path does not take this method",
     "408": "the body came too slowly",
     "413": "the body is too large",
     "415": "the body is not application/json",
+    "422": "the server behind this one cannot work with the request",
     "429": "the queue is full; Retry-After says when to try again",
+    "500": "this server has a fault; its log says more",
     "502": "the server behind this one failed",
     "503": "the model's process died and was started again",
     "504": "the deadline has passed",
@@ -40,13 +43,15 @@ _STATUSES = {
 
 def describe() -> dict[str, Any]:
     """The document that ``/openapi.json`` gives."""
-    answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    whole = {"application/json": {"schema": {"type": "object"}}}
+    answer = whole | {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Minnow", "version": version("minnow")},
         "paths": {
             "/v1/chat/completions": {"post": _post("the assistant's next turn", CHAT, answer)},
             "/v1/completions": {"post": _post("how a text goes on", COMPLETION, answer)},
+            "/v1/embeddings": {"post": _post("texts as vectors", EMBEDDING, whole)},
             "/v1/models": {"get": _get("the models on offer", "application/json")},
             "/health": {"get": _get("whether the server is up", "application/json")},
             "/metrics": {"get": _get("counts and times for Prometheus", "text/plain")},

@@ -34,7 +34,7 @@ class Probe:
         """The probability that the answer is good.
 
         Args:
-            hidden: ``[positions, width]``, from the prompt's last token on (:meth:`minnow.serve.source.Source.hidden`).
+            hidden: ``[positions, width]``, from the prompt's last token on.
 
         Raises:
             UserError: it is the probe of a model of another width.

@@ -175,9 +175,10 @@ class Router:
             return None
         if self._probe is None:
             return float(np.mean([entry["logprob"] for entry in entries]))
-        assert self._hidden is not None
+        assert self._hidden is not None and prompt.ids is not None
         begun = b"".join(bytes(entry["bytes"]) for entry in entries[: self._probe.tokens])
-        return self._probe(await self._hidden(prompt, begun.decode(errors="ignore")))
+        states = await self._hidden(prompt, begun.decode(errors="ignore"))
+        return self._probe(states[len(prompt.ids) - 1 :])
 
     def _shown(self, part: Part, ask: Ask, decision: Decision, tried: list[str]) -> Piece | Taken | Looked | Routed:
         if isinstance(part, Finished):

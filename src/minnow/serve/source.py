@@ -114,8 +114,8 @@ class Source(Protocol):
         ...
 
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
-        """What the model has made of ``text`` as the beginning of its answer: the hidden states after the final norm,
-        ``[1 + tokens of the text, width]`` in float32, from the prompt's last token on.
+        """What the model has made of a prompt and of ``text`` as the beginning of its answer: the hidden states after the
+        final norm, ``[tokens of both, width]`` in float32.
 
         Raises:
             ApiError: the engine failed, or a server stands there, which shows none.

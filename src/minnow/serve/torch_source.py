@@ -37,15 +37,15 @@ class TorchSource:
             raise ApiError(
                 400, "the torch engine has no penalties and no top_p; leave them out", "unsupported", "top_p"
             )
-        return prepare(ask, self.tokenizer, self.context)
+        return await asyncio.to_thread(prepare, ask, self.tokenizer, self.context)
 
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
         assert prompt.ids is not None
-        ids, start = [*prompt.ids, *self.tokenizer.encode_chat(text)], len(prompt.ids) - 1
+        ids = [*prompt.ids, *self.tokenizer.encode_chat(text)]
 
         def work() -> np.ndarray:
             with self._taken:
-                return hidden_states(self.model, ids)[start:].numpy()
+                return hidden_states(self.model, ids).numpy()
 
         return await asyncio.to_thread(work)
 

@@ -10,6 +10,7 @@ import httpx2 as httpx
 import numpy as np
 
 from minnow.data.calls import Call
+from minnow.rollout.reply import Reply, ReplyError
 from minnow.rollout.server_engine import check_server
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
@@ -59,7 +60,9 @@ class UpstreamSource:
         return Prompt(ask, ask.max_tokens)
 
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
-        raise ApiError(501, "a server shows no hidden states", "unsupported")
+        raise ApiError(
+            400, "the server behind this one shows no hidden states, which embeddings are made of", "unsupported"
+        )
 
     async def stream(self, prompt: Prompt, turn: Turn) -> AsyncGenerator[Piece | Ended]:
         ask = prompt.ask
@@ -81,7 +84,7 @@ class UpstreamSource:
         raw = json.dumps(body).encode()
         self.sent_bytes += len(raw)
         path = "completions" if ask.messages is None else "chat/completions"
-        reply = _Reply()
+        reply = Reply()
         try:
             async with self._client.stream(
                 "POST", f"{self.url}/{path}", content=raw, headers={"Content-Type": "application/json"}
@@ -90,17 +93,16 @@ class UpstreamSource:
                     raise _refused(response.status_code, (await response.aread())[:2000], response.headers)
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     async for some in events(response.aiter_raw()):
-                        piece = reply.take(some)
+                        piece = _taken(reply, some)
                         if piece is not None:
                             yield piece
                 else:
-                    piece = reply.take([response.json() if await response.aread() else {}])
+                    piece = _taken(reply, [response.json() if await response.aread() else {}])
                     if piece is not None:
                         yield piece
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            said = str(error) or type(error).__name__
-            raise ApiError(502, f"the server behind this one failed: {said}", "bad_upstream") from error
-        yield reply.ended()
+            raise _failed(str(error) or type(error).__name__) from error
+        yield _ended(reply)
 
 
 def _refused(status: int, said: bytes, headers: httpx.Headers) -> ApiError:
@@ -117,51 +119,32 @@ def _refused(status: int, said: bytes, headers: httpx.Headers) -> ApiError:
     return ApiError(502, f"the server behind this one answered {status}: {message}", "bad_upstream")
 
 
-class _Reply:
-    """What the events of one answer add up to."""
+def _taken(reply: Reply, some: list[dict[str, Any]]) -> Piece | None:
+    """What events that came together bring."""
+    text, listed = "", list[dict[str, Any]]()
+    try:
+        for event in some:
+            text += reply.take(event)
+            listed += reply.logprobs
+    except ReplyError as error:
+        raise _failed(str(error)) from error
+    return Piece(text, max(1, len(listed)), tuple(listed)) if text else None
 
-    def __init__(self) -> None:
-        self._reason: str | None = None
-        self._usage: dict[str, Any] = {}
-        self._timings: dict[str, float] = {}
-        self._calls: dict[int, list[str]] = {}
 
-    def take(self, some: list[dict[str, Any]]) -> Piece | None:
-        text = ""
-        listed: list[dict[str, Any]] = []
-        try:
-            for event in some:
-                if event.get("error"):
-                    raise ApiError(502, f"the server behind this one failed: {json.dumps(event['error'])[:300]}", "bad_upstream")  # fmt: skip
-                self._usage = event.get("usage") or self._usage
-                self._timings = event.get("timings") or self._timings
-                for choice in event.get("choices") or ():
-                    self._reason = choice.get("finish_reason") or self._reason
-                    said = choice.get("delta") or choice.get("message") or {}
-                    text += said.get("content") or choice.get("text") or ""
-                    listed += (choice.get("logprobs") or {}).get("content") or ()
-                    for place, call in enumerate(said.get("tool_calls") or ()):
-                        held = self._calls.setdefault(call.get("index", place), ["", ""])
-                        function = call.get("function") or {}
-                        held[0] += function.get("name") or ""
-                        held[1] += function.get("arguments") or ""
-        except (AttributeError, TypeError) as error:
-            raise ApiError(502, "the server behind this one does not speak OpenAI's form", "bad_upstream") from error
-        return Piece(text, max(1, len(listed)), tuple(listed)) if text else None
+def _ended(reply: Reply) -> Ended:
+    ending = reply.ending()
+    if ending is None:
+        raise _failed("its answer broke off")
+    if ending not in ("stop", "length", "loop"):
+        raise _failed(f"it ended the answer for {ending!r}")
+    try:
+        calls = tuple(Call(call["name"], json.loads(call["arguments"] or "{}")) for call in reply.calls)
+    except ValueError as error:
+        raise _failed("it made a call that is not JSON") from error
+    usage, details = reply.usage, reply.usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Ended(ending, usage.get("prompt_tokens"), cached, usage.get("completion_tokens"), calls, reply.timings)
 
-    def ended(self) -> Ended:
-        if self._reason is None:
-            raise ApiError(502, "the answer of the server behind this one broke off", "bad_upstream")
-        try:
-            calls = tuple(Call(name, json.loads(arguments or "{}")) for name, arguments in self._calls.values())
-        except ValueError as error:
-            raise ApiError(502, "the server behind this one made a call that is not JSON", "bad_upstream") from error
-        details = self._usage.get("prompt_tokens_details") or {}
-        return Ended(
-            "length" if self._reason == "length" else "loop" if self._reason == "loop" else "stop",
-            self._usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            self._usage.get("completion_tokens"),
-            calls,
-            self._timings,
-        )
+
+def _failed(said: str) -> ApiError:
+    return ApiError(502, f"the server behind this one failed: {said}", "bad_upstream")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from minnow.data.calls import Call
 from minnow.serve.bodies import Ask
@@ -119,6 +123,16 @@ class Reply:
             "top_logprobs": tops if self.ask.logprobs else None,
             "text_offset": [],
         }
+
+
+def embedded(model: str, vectors: Sequence[np.ndarray], tokens: int, encoding: str) -> dict[str, Any]:
+    """A list of embeddings; ``encoding`` is ``"float"``, or ``"base64"`` of float32 in little-endian order."""
+
+    def written(vector: np.ndarray) -> list[float] | str:
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
+
+    data = [{"object": "embedding", "index": place, "embedding": written(one)} for place, one in enumerate(vectors)]
+    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
 def _looked(event: Looked) -> dict[str, Any]:
