@@ -1,0 +1,36 @@
+"""When preference training and RL may end before their last step."""
+
+from __future__ import annotations
+
+import pytest
+
+from minnow.errors import UserError
+from minnow.recipe.stages.alignment import GateSettings
+
+
+def looks(*rates: float) -> list[dict[str, float]]:
+    return [{"step": 8 * place, "loop_rate": rate} for place, rate in enumerate(rates)]
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "ends"),
+    [
+        ((0.3, 0.0), 8, False),  # one look is no proof
+        ((0.3, 0.0, 0.0), 8, True),
+        ((0.3, 0.0, 0.0), 16, True),
+        ((0.3, 0.0, 0.1), 8, False),
+        ((0.3, 0.0, 0.1, 0.0), 24, False),  # not in a row
+        ((0.3, 0.0, 0.1, 0.0, 0.0), 8, False),  # the best weights are not those two looks were taken of
+        ((0.0, 0.0), 8, False),  # before training is no look at what it did
+        ((0.0, 0.0, 0.0), 0, False),
+    ],
+)
+def test_training_ends_after_two_looks_in_a_row(rates: tuple[float, ...], best: int, ends: bool) -> None:
+    assert GateSettings(stop_at=0.0).healed(looks(*rates), best) is ends
+    assert not GateSettings().healed(looks(*rates), best)
+
+
+def test_one_look_is_enough_where_the_recipe_says_so() -> None:
+    assert GateSettings(stop_at=0.05, stop_looks=1).healed(looks(0.3, 0.05), 8)
+    with pytest.raises(UserError, match="stop_looks is 0"):
+        GateSettings(stop_looks=0)
