@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ from minnow.recipe.schema import ModelSettings
 from minnow.recipe.stages.ladder import Branch, scaled
 from minnow.rollout.scoring import TorchScorer
 from minnow.scaling.knowledge import Facts, read_facts, stored
-from minnow.tasks.names import GIVEN, SECOND
+from minnow.tasks.encyclopaedia import BLOCK, BLOCK_SIZE, COLOURS, PROFESSIONS
+from minnow.tasks.extraction import ITEMS
+from minnow.tasks.names import GIVEN, PLACE_FIRST, SECOND
 from minnow.train.batches import Prefetch
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
@@ -44,6 +47,7 @@ SHAPE = ModelSettings(
     hidden_size=32, intermediate_size=96, layers=("conv", "attn"), heads=1, kv_heads=1, head_dim=32, vocab_size=672
 )
 ROW_LENGTH, WARMUP_STEPS, DECAY = 104, 50, 0.2  # a row holds eight people
+SEARCH = 0.956  # one-hop questions that the pocket model answers with search: docs/results/pocket.md
 
 
 def people(count: int, seed: int) -> Facts:
@@ -156,6 +160,26 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def encyclopaedia_bits(entities: int) -> float:
+    """Bits of the pocket world's encyclopaedia, by what is drawn for it: each entity's province of 25, and its facts.
+
+    Names are taken as known, as they are when a question names one; only the lakes' are facts themselves.
+    """
+    provinces = entities // BLOCK_SIZE
+    towns, people, companies, rivers = (BLOCK[kind] for kind in ("town", "person", "company", "river"))
+    lakes = 0.8 * len(PLACE_FIRST) * len(SECOND)  # names of one split
+    drawn = {
+        "province": towns * people,  # capital and ruler
+        "town": rivers * people * 900 * len(ITEMS),
+        "person": len(PROFESSIONS) * towns * companies,
+        "company": towns * len(ITEMS) * people,
+        "river": 881 * lakes,
+        "plant": len(COLOURS) * len(ITEMS),
+    }
+    facts = sum(BLOCK[kind] * math.log2(choices) for kind, choices in drawn.items())
+    return provinces * (facts + (BLOCK_SIZE - 1) * math.log2(provinces))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="folder for checkpoints")
@@ -187,8 +211,14 @@ def main() -> None:
                 flush=True,
             )
         rows += found
+    sizes = {entities: encyclopaedia_bits(entities) for entities in (6_000, 60_000, 600_000, 6_000_000)}
+    for entities, bits in sizes.items():
+        held = ", ".join(f"{SEARCH * bits / row['bits_per_param']:,.0f} at {row['bits_per_param']:.2f}" for row in rows)
+        print(f"{entities:>9,} entities, {bits:,.0f} bits; parameters that know {SEARCH:.1%}: {held}")
     if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(
+            json.dumps({"rows": rows, "encyclopaedia_bits": sizes}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import scaling_fit
 from minnow.errors import UserError
 from minnow.scaling.fit import fit_law
 from minnow.scaling.laws import EPOCH, HOFFMANN, Law, Repeats, T2Law
@@ -117,6 +118,14 @@ def test_public_runs_up_to_one_time_chinchilla_predict_up_to_32_times(public_run
         assert isinstance(law, Law)
         assert len(train) == 10 and test.params.size >= 20
         assert float(np.abs(law.loss(test.params, test.tokens) / test.loss - 1).mean()) <= 0.015
+
+
+def test_five_runs_fitted_as_the_paper_fits_them_give_the_errors_it_prints(public_runs: Path) -> None:
+    """0.7103% and 0.7320% in the notebook of arXiv 2403.08540: `shared` is its form, and these are its runs."""
+    _, redpajama = scaling_fit.as_published(public_runs)
+    assert redpajama["fitted"] == 5
+    assert redpajama["dearest"]["1.4B at 32"] == pytest.approx(0.007103, abs=1e-4)
+    assert redpajama["dearest"]["6.9B at 1"] == pytest.approx(0.007320, abs=1e-4)
 
 
 def few(points: Points, count: int) -> Points:

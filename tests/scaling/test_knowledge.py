@@ -92,7 +92,9 @@ def test_intervals_of_a_sample_hold_the_whole_about_as_often_as_they_say(facts: 
     text = "{name} was born in {town}."
     whole = stored(Third(), words, table, text, 200)
     assert whole.low == whole.bits == whole.high == 67 * 2
-    parts = [stored(Third(), words, table, text, 60, seed) for seed in range(40)]
+    told: list[int] = []
+    parts = [stored(Third(), words, table, text, 60, seed, told.append) for seed in range(40)]
+    assert sum(told) == 40 * 60
     assert all(part.names == 60 and part.low < part.high for part in parts)
     assert sum(not part.low <= whole.bits <= part.high for part in parts) <= 6
 

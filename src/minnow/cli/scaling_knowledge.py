@@ -10,6 +10,7 @@ import tyro
 from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import NO_SERVER, open_text_model, parameters_of, scorer_of
 from minnow.errors import UserError
+from minnow.progress import track
 from minnow.scaling.knowledge import PUBLISHED, Facts, Stored, read_facts, stored
 from minnow.scaling.laws import human
 from minnow.scaling.points import parse_count
@@ -82,7 +83,8 @@ def knowledge(
         with open_text_model(model, NO_SERVER, tokenizer, threads, 1) as opened:
             scorer = scorer_of(opened)  # refuses a server
             assert opened.tokenizer is not None
-            found = stored(scorer, opened.tokenizer, table, text, n, seed)
+            with track(min(n, len(table.names)), "asking", "names") as bar:
+                found = stored(scorer, opened.tokenizer, table, text, n, seed, bar.advance)
             held = parameters_of(opened)
         document["model"] = _model_document(model, found, held)
         lines[1] = _table_text(document, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from minnow.data.table import read_rows
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.loops.rate import Z_95, Rate
-from minnow.rollout.scoring import Request, Scorer
+from minnow.rollout.scoring import Likelihood, Request, Scorer
 
 PUBLISHED = {1000: 2.0, 100: 1.0}
 """Exposures to bits per parameter, the most that GPT-2 models were found to hold, in 8-bit weights too (2404.05405)."""
+
+_AT_ONCE = 64  # names asked for between two signs of progress
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,15 @@ class Stored:
     high: float
 
 
-def stored(scorer: Scorer, words: Tokenizer, facts: Facts, text: str, names: int, seed: int = 0) -> Stored:
+def stored(
+    scorer: Scorer,
+    words: Tokenizer,
+    facts: Facts,
+    text: str,
+    names: int,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda advanced: None,
+) -> Stored:
     """Ask a model for facts in the words of ``text`` and count the bits that it need not be told.
 
     Every value is scored with the token after it, which ends it, given all that stands before it.
@@ -135,6 +145,7 @@ def stored(scorer: Scorer, words: Tokenizer, facts: Facts, text: str, names: int
     Args:
         text: with the attributes it tells in braces, such as ``"{name} was born in {town}."``; the name comes first.
         names: the most to ask for, drawn by ``seed``; those that lack one of the attributes are left out.
+        progress: called with the names just asked for.
 
     Raises:
         UserError: ``text`` names no attribute or an unknown one, or no name has them all.
@@ -144,8 +155,11 @@ def stored(scorer: Scorer, words: Tokenizer, facts: Facts, text: str, names: int
     if not rows:
         raise UserError(f"no row has a value for all of {', '.join(told)}; tell fewer of them in one text")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:names])
-    requests = [request for place in chosen for request in _requests(words, text, rows[place], told)]
-    scores = scorer.log_likelihoods(requests)
+    scores: list[Likelihood] = []
+    for begin in range(0, len(chosen), _AT_ONCE):
+        part = chosen[begin : begin + _AT_ONCE]
+        scores += scorer.log_likelihoods([one for place in part for one in _requests(words, text, rows[place], told)])
+        progress(len(part))
     costs = np.array([-each.log_prob / math.log(2) for each in scores]).reshape(len(chosen), len(told))
     greedy = np.array([each.greedy for each in scores]).reshape(costs.shape)
     gained = np.array([facts.entropy(attribute) for attribute in told]) - costs
