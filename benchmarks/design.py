@@ -17,9 +17,9 @@ from typing import Any
 
 from minnow.cli.design import read_budget
 from minnow.cli.output import columns
-from minnow.device.design import Journal, Measuring, search
+from minnow.device.design import Journal, Measuring, Train, search
 from minnow.device.design_quality import ShortTraining
-from minnow.device.design_space import Design, Space
+from minnow.device.design_space import Space
 from minnow.device.timing import time_shapes
 from minnow.files import write_json
 from minnow.model.accounting import parameter_parts
@@ -95,16 +95,8 @@ def main() -> None:
     start = time.monotonic()
     budget = read_budget(given.memory, given.params, given.decode, None, given.context)
     journal = Journal(given.out / "journal.jsonl")
-    text: list[ShortTraining] = []
-
-    def short() -> ShortTraining:
-        if not text:
-            text.append(ShortTraining(PocketWorld(1).documents(given.documents)))
-        return text[0]
-
-    def train(one: Design, tokens: int) -> float:
-        return short().loss(one.config(SHRINK), tokens)
-
+    short = ShortTraining(PocketWorld(1).documents(given.documents))
+    train = Train(f"{short.digest}/{SHRINK}", lambda one, tokens: short.loss(one.config(SHRINK), tokens))
     space = Space(vocab=tuple(given.vocab), widths=tuple(given.widths))
     found = search(space, budget, journal, Measuring(given.threads, given.repeats), given.quality, train, given.tokens)
     searched = time.monotonic() - start
@@ -117,7 +109,7 @@ def main() -> None:
         published, vocab = PRESETS[name], best["design"]["vocab"]
         width = nearest_width(published, best["parameters"], vocab)
         config = scaled(published, width, vocab)
-        asked = ("layout", name, width, vocab, asdict(budget), tokens, given.repeats, given.threads)
+        asked = ("layout", name, width, vocab, asdict(budget), tokens, train.digest, given.repeats, given.threads)
         entry = journal.known(*asked)
         if entry is None:
             (speed,) = time_shapes({name: config}, [budget.decode_depth], ANSWER, given.repeats, given.threads,
@@ -127,7 +119,7 @@ def main() -> None:
                 {
                     "name": f"{name}'s layout, {width} wide",
                     "parameters": sum(parameter_parts(config).values()),
-                    "loss": short().loss(small, tokens) if tokens else None,
+                    "loss": short.loss(small, tokens) if tokens else None,
                     "token_ms": speed.token_ms,
                     "memory": speed.peak_bytes - speed.before_bytes,
                 },

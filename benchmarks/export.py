@@ -30,7 +30,7 @@ from minnow.data.tokenizing import tokenize_documents
 from minnow.device.gguf_export import export_gguf
 from minnow.device.parity import check_parity, own_sequences
 from minnow.model.backbone import Backbone
-from minnow.model.checkpoint import save_checkpoint
+from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.model.config import (
     Attention,
     Dense,
@@ -144,7 +144,7 @@ def train(model: Backbone, loader: Loader, steps: int, folder: Path) -> None:
 
 def compared(checkpoint: Path, folder: Path, types: tuple[str, ...]) -> dict[str, Any]:
     files = [export_gguf(checkpoint, folder / f"{kind}.gguf", kind).file for kind in types]
-    parities = check_parity(checkpoint, files, own_sequences(checkpoint))
+    parities = check_parity(checkpoint, files, own_sequences(*load_checkpoint(checkpoint)))
     return {kind: each.as_dict() for kind, each in zip(types, parities, strict=True)}
 
 

@@ -73,8 +73,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     written = read_json(options.run / "recipe.json")["recipe"]
     model, words = load_checkpoint(checkpoint)
     tuned = fine_tuned(options, checkpoint, written)
-    costs = column_importance(model, own_sequences(checkpoint, count=64, length=256, seed=7))
-    tuned_costs = column_importance(load_checkpoint(tuned)[0], own_sequences(tuned, count=64, length=256, seed=7))
+    costs = column_importance(model, own_sequences(model, words, count=64, length=256, seed=7))
+    better = load_checkpoint(tuned)[0]
+    tuned_costs = column_importance(better, own_sequences(better, words, count=64, length=256, seed=7))
     plans = {
         "F16": plan_export(checkpoint, "F16"),
         "Q8_0": plan_export(checkpoint, "Q8_0"),
@@ -84,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "Q4_0, fine-tuned, importance": plan_export(tuned, "Q4_0", None, tuned_costs),
     }
     files = [plan.write(options.out / f"{name.replace(', ', '-')}.gguf").file for name, plan in plans.items()]
-    parities = check_parity(checkpoint, files, own_sequences(checkpoint, count=64, length=200, seed=1))
+    parities = check_parity(checkpoint, files, own_sequences(model, words, count=64, length=200, seed=1))
     found = {name: parity.as_dict() for name, parity in zip(plans, parities, strict=True)}
     if options.only != "kl":
         for name, file in zip(plans, files, strict=True):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minnow.cli import design as command
 from minnow.device import design as module
 from minnow.device.block_table import features, fit_table, table_designs
-from minnow.device.design import Journal, Measuring, search
+from minnow.device.design import Journal, Measuring, Train, search
 from minnow.device.design_space import Budget, Design, Space, designs, fitting
 from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
 from minnow.device.timing import Speed, time_shapes
@@ -160,12 +160,13 @@ def test_the_winner_is_the_best_of_all_by_brute_force(machine: list[str], tmp_pa
 def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[str], tmp_path: Path) -> None:
     trained: list[tuple[str, int]] = []
 
-    def train(one: Design, tokens: int) -> float:
+    def loss(one: Design, tokens: int) -> float:
         if len(trained) == 7 and not resumed:
             raise KeyboardInterrupt
         trained.append((one.name, tokens))
         return truth(one)
 
+    train = Train("a text", loss)
     resumed = False
     file = tmp_path / "journal.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -183,6 +184,22 @@ def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[st
     assert set(found["rungs"][-1]["losses"]) <= set(sorted(losses, key=losses.__getitem__)[: max(4, len(losses) // 2)])
     again = search(SPACE, BUDGET, Journal(file), Measuring(), "train", train, 1000)
     assert again["winner"] == found["winner"] and len(set(trained)) == len(trained)
+    count = len(trained)
+    other = search(SPACE, BUDGET, Journal(file), Measuring(), "train", Train("another text", loss), 1000)
+    assert other["winner"] == found["winner"] and trained[count:] == trained[:count]  # none of its losses is another's
+
+
+def test_a_network_is_trained_once_whatever_its_file_and_vocabulary(tmp_path: Path) -> None:
+    one, trained = next(designs(SPACE)), []
+
+    def loss(design: Design, tokens: int) -> float:
+        trained.append(design)
+        return 1.0
+
+    alike = [one, replace(one, kind="Q8_0"), replace(one, vocab=65_536), replace(one, kernel=4)]
+    field = [module.Candidate(each, 1.0, 1.0, 1, 0.0) for each in alike]
+    kept, _ = module._halved(field, Journal(tmp_path / "journal.jsonl"), Train("a text", loss), 1000)
+    assert trained == [one, alike[3]] and [each.loss for each in kept] == [1.0] * 4
 
 
 def test_designs_that_differ_in_type_or_kernel_alone_are_measured_apart(machine: list[str], tmp_path: Path) -> None:
@@ -232,5 +249,8 @@ def test_short_training_tells_a_model_that_learns_from_one_that_cannot() -> None
     one = Design(128, 2, 1, 1, 256, 4096)
     long = short.loss(one.config(4), 80_000)
     assert long < short.loss(one.config(4), 20_000) < np.log(2048) and short.loss(one.config(4), 80_000) == long
+    texts = list(PocketWorld(1).documents(501))
+    assert ShortTraining(texts[:500]).digest == short.digest
+    assert len({short.digest, ShortTraining(texts[:500], seed=2).digest, ShortTraining(texts[1:]).digest}) == 3
     with pytest.raises(UserError, match="rows of 256 tokens"):
         ShortTraining(["a few words of text, again and again"] * 20)

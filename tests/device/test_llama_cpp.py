@@ -25,6 +25,7 @@ from minnow.device.llama_worker import log_softmax
 from minnow.device.parity import check_parity, check_tokenizer, own_sequences, reference_log_probs
 from minnow.errors import UserError
 from minnow.loops import find_loop
+from minnow.model.checkpoint import load_checkpoint
 from minnow.rollout import Guard, Sampling
 from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, answer_all
@@ -115,9 +116,10 @@ def test_parity_needs_two_tokens(checkpoint: Path, exported: dict[str, GgufFile]
 
 
 def test_own_sequences_start_with_bos_and_are_likely(checkpoint: Path) -> None:
-    drawn = own_sequences(checkpoint, count=4, length=24, seed=1)
+    model, words = load_checkpoint(checkpoint)
+    drawn = own_sequences(model, words, count=4, length=24, seed=1)
     assert [ids[0] for ids in drawn] == [1] * 4 and max(map(len, drawn)) <= 24
-    assert drawn == own_sequences(checkpoint, count=4, length=24, seed=1)
+    assert drawn == own_sequences(model, words, count=4, length=24, seed=1)
     own = _log_probs_of(checkpoint, [ids for ids in drawn if len(ids) > 1])
     assert own.mean() > _log_probs_of(checkpoint, [[1, *range(20, 43)]]).mean()
 

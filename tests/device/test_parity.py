@@ -10,8 +10,9 @@ import pytest
 
 from minnow.device import parity
 from minnow.device.gguf_export import GgufFile
-from minnow.device.parity import Endings, Parity, TokenizerParity, check_endings, verify_files
+from minnow.device.parity import Endings, Parity, TokenizerParity, check_endings, check_memory, own_words
 from minnow.errors import UserError
+from minnow.model.checkpoint import load_checkpoint
 
 SOUND = Parity(1000, 995, 0, 5e-5, 0.01, 0.001, 10.0, 10.0)
 WORDS = TokenizerParity(7, 7, ())
@@ -34,7 +35,7 @@ def test_faults_are_named() -> None:
     assert faults(words=TokenizerParity(7, 6, ("é 1",))) == ["its tokenizer cuts 'é 1' elsewhere"]
     assert faults(ends=Endings(4, 3, 1, ())) == faults(ends=Endings(4, 0, 0, ())) == []
     assert faults(ends=Endings(4, 3, 0, ())) == ["none of its answers ends, where the checkpoint ends 3 of 4"]
-    assert faults(ends=Endings(4, 3, 3, (7,))) == ["llama.cpp does not stop at the end token 7"]
+    assert faults(ends=Endings(4, 3, 3, (7,))) == ["the runtime does not stop at the end token 7"]
 
 
 def test_divergence_and_agreement_are_by_their_definitions() -> None:
@@ -49,15 +50,19 @@ def test_divergence_and_agreement_are_by_their_definitions() -> None:
     assert parity._summary([parity._compare(p, p, ids)]).mean_kl == 0
 
 
-def test_memory_that_does_not_hold_the_checkpoint_is_said_first(
-    checkpoint: Path, exported: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_does_not_hold_the_checkpoint_is_said(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "free_memory", lambda device: 1000)
     with pytest.raises(UserError, match=r"takes 0.0 GB of memory and 0.0 GB are free.*--no-verify"):
-        verify_files(checkpoint, [exported["F16"]])
+        check_memory(checkpoint)
 
 
-def test_endings_ask_the_file_what_the_checkpoint_ended(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
-    (found,) = check_endings(checkpoint, [exported["F32"].file])
-    assert found.prompts == 4 and found.lost == ()
+def test_endings_ask_the_file_what_the_checkpoint_ended(
+    checkpoint: Path, exported: dict[str, GgufFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, words = load_checkpoint(checkpoint)
+    assert own_words(model, words).prompts == 0  # it was not trained, and ends answers by accident
+    monkeypatch.setattr(parity, "_trained", lambda written, vocab_size: True)
+    own = own_words(model, words)
+    (found,) = check_endings(own, [exported["F32"].file])
+    assert (found.prompts, found.reference, found.lost) == (4, len(own.ended), ())
     assert found.file == found.reference  # float32 on both sides

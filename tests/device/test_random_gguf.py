@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 
+from minnow.data.tokenizer import Tokenizer
 from minnow.device.bench import Bench
-from minnow.device.gguf_export import gguf_metadata
+from minnow.device.gguf_export import gguf_metadata, plan_export
 from minnow.device.random_gguf import write_random_gguf
 from minnow.errors import UserError
 from minnow.model.accounting import parameter_parts
+from minnow.model.backbone import Backbone
+from minnow.model.checkpoint import save_checkpoint
 from minnow.model.config import Attention, Dense, GatedDelta, LayerConfig, ModelConfig, Rope, ShortConv
 from minnow.model.footprint import file_bytes
 
@@ -19,7 +23,8 @@ ATTENTION = Attention(4, 2, 32, Rope(1e6))
 
 
 def shape(family: str, *mixers: Attention | ShortConv | GatedDelta, **more: object) -> ModelConfig:
-    layers = tuple(LayerConfig(mixer, Dense(256)) for mixer in mixers)
+    forward = Dense(256, "gelu") if family == "gemma3_text" else Dense(256)
+    layers = tuple(LayerConfig(mixer, forward) for mixer in mixers)
     return ModelConfig(family, 512, 128, layers, max_positions=1024, **more)  # type: ignore[arg-type]
 
 
@@ -27,7 +32,14 @@ SHAPES = [
     shape("lfm2", ShortConv(), ATTENTION, ShortConv()),
     shape("llama", *[replace(ATTENTION, qk_norm=False)] * 2, tied=False),
     shape("qwen3", ATTENTION, ATTENTION),
-    shape("gemma3_text", *[replace(ATTENTION, window=64)] * 5, ATTENTION, sandwich=True, norm_offset=True),
+    shape(
+        "gemma3_text",
+        *[replace(ATTENTION, window=64)] * 5,
+        ATTENTION,
+        sandwich=True,
+        norm_offset=True,
+        embedding_scale=128**0.5,
+    ),
     shape(
         "qwen3_5_text",
         *[GatedDelta(2, 4, 32, 32)] * 3,
@@ -50,6 +62,19 @@ def test_every_family_runs(config: ModelConfig, tmp_path: Path) -> None:
         # llama.cpp's own count: what lies before its first and after its last tensor that it does not rearrange is not
         # mapped for long.
         assert 0.6 * file_bytes(config, "Q4_0") < bench.memory()["weights"] <= file_bytes(config, "Q4_0") + 20_000
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: config.family)
+def test_tensors_are_those_of_an_export(config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = Backbone(config)
+    model.initialise(0)
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    made = plan_export(tmp_path / "model", "Q4_0").write(tmp_path / "made.gguf")
+    write_random_gguf(config, tmp_path / "random.gguf", "Q4_0")
+    found = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "random.gguf").tensors}
+    assert {name: tensor.tensor_type.name for name, tensor in found.items()} == made.tensors
+    for tensor in GGUFReader(made.file).tensors:
+        assert found[tensor.name].shape.tolist() == tensor.shape.tolist()
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])

@@ -122,18 +122,11 @@ def _count(text: str, flag: str) -> float:
 
 
 def short_training(data: Path | None, shrink: int = _SHRINK) -> Train:
-    """Trains designs at a ``shrink``th of their width on the text of ``data``, or the pocket world's; the text is read
-    when the first is trained."""
-    made: list[Any] = []
+    """Trains designs at a ``shrink``th of their width on the text of ``data``, or the pocket world's."""
+    from minnow.device.design_quality import ShortTraining
 
-    def train(one: Design, tokens: int) -> float:
-        from minnow.device.design_quality import ShortTraining
-
-        if not made:
-            made.append(ShortTraining(_documents(data)))
-        return float(made[0].loss(one.config(shrink), tokens))
-
-    return train
+    short = ShortTraining(_documents(data))
+    return Train(f"{short.digest}/{shrink}", lambda one, tokens: short.loss(one.config(shrink), tokens))
 
 
 def _documents(data: Path | None) -> Iterator[str]:

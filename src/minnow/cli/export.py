@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from torch import Tensor
@@ -14,59 +14,79 @@ from torch import Tensor
 from minnow.cli.models import resolve_model
 from minnow.cli.output import AsJson, columns, emit, size_text
 from minnow.data.documents import read_documents
-from minnow.device.gguf_export import check_disk, plan_export
+from minnow.data.tokenizer import Tokenizer
+from minnow.device.folder_export import FORMATS, FolderPlan, plan_folder
+from minnow.device.gguf_export import Export, GgufFile, check_disk, plan_export
 from minnow.device.importance import column_importance
-from minnow.device.parity import check_memory, own_sequences, verify_files
+from minnow.device.parity import check_memory, own_sequences, own_words, verify_files
 from minnow.errors import UserError
 from minnow.model.checkpoint import load_checkpoint
+from minnow.model.language_model import LanguageModel
 from minnow.recipe.run_record import run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 
+_TYPES = {"gguf": ("F16", "Q8_0", "Q4_0"), "onnx": ("F32", "INT4"), "mlx": ("F16", "Q4")}  # where none is asked for
 _DOCUMENTS, _DOCUMENT_TOKENS = 256, 512  # of a text that importance is measured on
 
 
 def export(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
-    types: Annotated[tuple[str, ...], tyro.conf.arg(name="type", metavar="TYPE …")] = ("F16", "Q8_0", "Q4_0"),
+    to: Literal["gguf", "onnx", "mlx"] = "gguf",
+    types: Annotated[tuple[str, ...], tyro.conf.arg(name="type", metavar="TYPE …")] = (),
     embedding_type: str | None = None,
     importance: Annotated[str | None, tyro.conf.arg(metavar="own|FILE")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("."),
     verify: bool = True,
     as_json: AsJson = False,
 ) -> int:
-    """Write a model as GGUF files that llama.cpp runs, and check that they say what it says.
+    """Write a model as files that llama.cpp, onnxruntime-genai or mlx-lm runs, and check that they say what it says.
 
     Exit code 1 if a file does not.
 
     Args:
         model: a checkpoint folder, or a stage or run folder.
-        types: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K; one file each.
-        embedding_type: of embedding and head: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or Q6_K in files of
+        to: gguf files, or folders: onnx for onnxruntime-genai, mlx for mlx-lm.
+        types: for gguf F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K (by default F16, Q8_0 and Q4_0); for onnx F32,
+            F16, INT8 or INT4 (F32 and INT4); for mlx F32, F16, BF16, Q8 or Q4 (F16 and Q4). One file or folder each.
+        embedding_type: of embedding and head of GGUF files: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or Q6_K in files of
             fewer bits.
-        importance: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own, or a file's.
+        importance: of GGUF files: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own, or a file's.
         out: folder for the files.
         verify: do not run the files. Otherwise each is compared with transformers in float32 on texts that the model
             writes itself (token by token), in its tokenizer and in where its answers end.
     """
-    if not types:
-        raise UserError("--type names no type; give at least one, such as Q8_0")
+    if to != "gguf" and (embedding_type or importance):
+        raise UserError(f"--embedding-type and --importance are for GGUF files; leave them out with --to {to}")
     checkpoint = resolve_model(model)
-    stem = _stem(checkpoint)
-    plans = [plan_export(checkpoint, kind, embedding_type) for kind in types]
-    check_disk(plans, out)
-    if verify or importance:
+    types = types or _TYPES[to]
+
+    def plan(kind: str, costs: dict[str, Tensor] | None = None) -> Export | FolderPlan:
+        if to == "gguf":
+            return plan_export(checkpoint, kind, embedding_type, costs)
+        return plan_folder(checkpoint, FORMATS[to], kind)
+
+    plans = [plan(kind) for kind in types]
+    check_disk(sum(each.bytes for each in plans), out)
+    own = None
+    if verify or importance or to != "gguf":
         check_memory(checkpoint)
-    if importance:
-        costs = _importance(checkpoint, importance)
-        plans = [plan_export(checkpoint, kind, embedding_type, costs) for kind in types]
-    files = [plan.write(out / f"{stem}-{plan.type}.gguf") for plan in plans]
+    if verify or importance:
+        network, words = load_checkpoint(checkpoint)
+        if importance:
+            costs = _importance(network, words, importance)
+            plans = [plan(kind, costs) for kind in types]
+        own = own_words(network, words) if verify else None
+        del network  # files are written with the memory free
+    ending = "-{}.gguf" if to == "gguf" else f"-{to}-{{}}"
+    files = [each.write(out / (_stem(checkpoint) + ending.format(each.type))) for each in plans]
     entries: list[dict[str, Any]] = [
-        {"file": str(made.file), "type": made.type, "bytes": made.bytes, "kept_f16": list(made.kept_f16)}
+        {"file": str(made.file), "type": made.type, "bytes": made.bytes}
+        | ({"kept_f16": list(made.kept_f16)} if isinstance(made, GgufFile) else {})
         for made in files
     ]
-    if verify:
-        for entry, verdict in zip(entries, verify_files(checkpoint, files), strict=True):
+    if own is not None:
+        for entry, verdict in zip(entries, verify_files(checkpoint, files, own), strict=True):
             entry |= verdict.as_dict()
     emit({"model": str(checkpoint), "files": entries}, _export_text(entries), as_json)
     failed = [entry for entry in entries if entry.get("faults")]
@@ -76,12 +96,11 @@ def export(
     return 1 if failed else 0
 
 
-def _importance(checkpoint: Path, text: str) -> dict[str, Tensor]:
+def _importance(model: LanguageModel, words: Tokenizer, text: str) -> dict[str, Tensor]:
     """What errors cost on text of the model's own, or on the beginnings of a file's documents."""
-    model, words = load_checkpoint(checkpoint)
     sequences: Iterable[list[int]]
     if text == "own":
-        sequences = own_sequences(checkpoint, count=64, length=256, seed=1)
+        sequences = own_sequences(model, words, count=64, length=256, seed=1)
     else:
         documents = islice(read_documents(text), _DOCUMENTS)
         sequences = ((words.begin + words.encode(each))[:_DOCUMENT_TOKENS] for each in documents)
@@ -122,7 +141,7 @@ def _export_text(entries: list[dict[str, Any]]) -> str:
             notes.append(
                 "where answers end could not be compared: the checkpoint itself ends none of those it was asked"
             )
-    kept = {name for entry in entries for name in entry["kept_f16"]}
+    kept = {name for entry in entries for name in entry.get("kept_f16", ())}
     if kept:
         notes.append(f"{len(kept)} matrices stay F16 in quantised files: their rows are no multiple of the block")
     return "\n".join([columns(rows), *notes])

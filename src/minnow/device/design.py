@@ -26,9 +26,6 @@ from minnow.progress import say, track
 from minnow.train.memory import free_memory
 
 Quality = Literal["none", "proxy", "train"]
-Train = Callable[[Design, int], float]
-"""Loss of a design after short training on so many tokens."""
-
 _ANSWER = 24  # tokens decoded for a measurement
 _FINALISTS = 4
 _PER_SHARE = 2  # candidates for training from each share of attention layers
@@ -65,6 +62,19 @@ class Journal:
 
 def _key(asked: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Short training of designs.
+
+    Attributes:
+        digest: of all but design and tokens that a loss depends on: the text, its tokens, the seed.
+        loss: of a design after so many tokens.
+    """
+
+    digest: str
+    loss: Callable[[Design, int], float]
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ def _within_latency(fits: Fitting, tables: dict[tuple[int, str], BlockTable], bu
     made = []
     for one in fits.kept:
         ttft, token = tables[one.width, one.kind].predict(one)
-        made.append(Candidate(one, ttft, token, one.memory(budget.context), one.prior()))
+        made.append(Candidate(one, ttft, token, fits.memory[one], one.prior()))
     fast = [one for one in made if budget.decode is None or 1e3 / one.token_ms >= budget.decode]
     if not fast:
         best = min(made, key=lambda one: one.token_ms)
@@ -286,9 +296,10 @@ def _halved(
     while True:
         with track(len(alive), f"training on {tokens:,} tokens", "designs") as bar:
             for one in alive:
-                asked = ("train", asdict(one.design) | {"vocab": 0}, tokens)
+                # Of the network that is trained: neither the file's type nor the design's vocabulary reaches it.
+                asked = ("train", train.digest, asdict(one.design) | {"vocab": 0, "kind": ""}, tokens)
                 known = journal.known(*asked)
-                one.loss = known if known is not None else journal.keep(train(one.design, tokens), *asked)
+                one.loss = known if known is not None else journal.keep(train.loss(one.design, tokens), *asked)
                 bar.advance(1)
         alive = sorted(alive, key=lambda one: one.loss)
         rungs.append({"tokens": tokens, "losses": {one.design.name: one.loss for one in alive}})

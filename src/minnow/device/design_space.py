@@ -164,9 +164,15 @@ def designs(space: Space) -> Iterator[Design]:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What the limits on size and memory leave, and how many designs each of them cut."""
+    """What the limits on size and memory leave.
+
+    Attributes:
+        memory: bytes that each of ``kept`` takes at the budget's context.
+        cut: how many designs each limit cut.
+    """
 
     kept: list[Design]
+    memory: dict[Design, int]
     cut: Counter[str]
 
 
@@ -195,4 +201,4 @@ def fitting(space: Space, budget: Budget) -> Fitting:
             f"{memory[least] / budget.memory - 1:.0%} more; lower --params, --context or --vocab, or raise --memory"
         )
     cut = Counter({"params": len(everything) - len(sized), "memory": len(sized) - len(kept)})
-    return Fitting(kept, cut)
+    return Fitting(kept, memory, cut)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from minnow.device.gguf_families import (
     KEPT_F32,
     Edit,
     add_keys,
+    checkpoint_shapes,
     computed_tensors,
-    named_tensors,
+    file_tensors,
     read_exportable,
 )
 from minnow.device.gguf_vocabulary import Vocabulary, read_vocabulary
@@ -35,12 +36,14 @@ from minnow.device.quantise import HEAD_TYPES, TYPES, block_size, check_native, 
 from minnow.errors import UserError
 from minnow.files import read_json, whole_file
 from minnow.model.adapter import is_adapter
-from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import weight_files
 from minnow.model.config import ModelConfig
 from minnow.model.families import FAMILIES
 from minnow.model.tensor_files import Stored, stored_tensors
 from minnow.progress import track
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 _CHUNK = 1 << 19  # weights that are in memory together
 _ALIGNMENT = 32  # of tensors in the file, bytes
@@ -122,16 +125,11 @@ class Export:
         Raises:
             UserError: the disk is full, or as :func:`minnow.device.quantise.encode`.
         """
-        from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+        from gguf import GGMLQuantizationType
 
         total = sum(torch.Size(target.shape).numel() for target in self.targets)
         with whole_file(file) as temporary, track(total, f"export {self.type}", "weight") as bar:
-            writer = GGUFWriter(temporary, ARCHITECTURES[self.config.family].lower())
-            writer.add_name(self.checkpoint.resolve().name)
-            add_keys(writer, self.config)
-            writer.add_file_type(LlamaFileType.ALL_F32 if self.type == "F32" else LlamaFileType[f"MOSTLY_{self.type}"])
-            writer.add_quantization_version(2)
-            self.vocabulary.add_to(writer)
+            writer = begun(temporary, self.checkpoint.resolve().name, self.config, self.type, self.vocabulary)
             for target in self.targets:
                 kind = GGMLQuantizationType[target.kind]
                 writer.add_tensor_info(target.name, target.shape, np.dtype(np.float32), target.bytes, kind)
@@ -180,35 +178,21 @@ def plan_export(
         raise UserError('the "gguf" package is not installed; run: pip install "minnow[export]"')
     check_native(type)
     check_native(head)
-    if not checkpoint.is_dir():
-        raise UserError(
-            f"{checkpoint} is not a checkpoint folder; give a folder with config.json and model.safetensors"
-        )
-    if is_adapter(checkpoint):
-        raise UserError(f"{checkpoint} is an adapter; export the checkpoint that was written beside it")
-    config = read_exportable(read_json(checkpoint / "config.json"), checkpoint)
+    config = read_exportable(check_folder(checkpoint), checkpoint)
     vocabulary = read_vocabulary(checkpoint, config)
-    # A table that is not the head too is read one row a token, and needs no finer type.
-    embedding = head if config.tied or embedding_type else matrix_type(type, "", 0, 1)
-    ends = {"token_embd.weight": embedding, "output.weight": head}
     stored = _stored(checkpoint, config)
     targets: list[_Target] = []
     kept = []
-    for named in named_tensors(config, list(stored)):
+    for named, shape in file_tensors(config):
         parts = tuple(stored[source] for source in named.sources)
-        shape = parts[0].shape
-        if named.edit is not None:
-            shape = tuple(named.edit(torch.empty(shape, device="meta")).shape)
-        full = shape if len(parts) == 1 else (len(parts), *shape)
-        kind = _kind(named.name, full, type, ends, config.num_layers)
-        if full[-1] % block_size(kind)[0]:
+        kind, whole = tensor_type(named.name, shape, type, config, embedding_type)
+        if not whole:
             _refuse_width(checkpoint, config, type, head)
-            kind = "F16"
             kept.append(named.name)
         costs = None if importance is None else importance.get(named.sources[0])
         if costs is not None and named.edit is not None:
             costs = named.edit(costs.expand(parts[0].shape))[0]  # its columns may have moved
-        targets.append(_Target(named.name, kind, full, parts, named.edit, costs))
+        targets.append(_Target(named.name, kind, shape, parts, named.edit, costs))
     for name, tensor in computed_tensors(config).items():
         targets.append(_Target(name, "F32", tuple(tensor.shape), (tensor,), None, None))
     return Export(checkpoint, type, config, vocabulary, tuple(targets), tuple(kept))
@@ -217,14 +201,29 @@ def plan_export(
 def export_gguf(checkpoint: Path, file: Path, type: str = "F16", embedding_type: str | None = None) -> GgufFile:
     """Write ``checkpoint`` to ``file``; arguments and errors as :func:`plan_export` and :func:`check_disk`."""
     export = plan_export(checkpoint, type, embedding_type)
-    check_disk([export], file.parent)
+    check_disk(export.bytes, file.parent)
     return export.write(file)
 
 
-def check_disk(exports: Sequence[Export], folder: Path) -> None:
-    """Raise UserError where the disk of ``folder`` has not the room for all files."""
+def check_folder(checkpoint: Path) -> Any:
+    """What ``config.json`` says.
+
+    Raises:
+        UserError: ``checkpoint`` is no checkpoint folder.
+    """
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} is not a checkpoint folder; give a folder with config.json and model.safetensors"
+        )
+    if is_adapter(checkpoint):
+        raise UserError(f"{checkpoint} is an adapter; export the checkpoint that was written beside it")
+    return read_json(checkpoint / "config.json")
+
+
+def check_disk(needed: int, folder: Path) -> None:
+    """Raise UserError where the disk of ``folder`` has not the room for ``needed`` bytes."""
     there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
-    needed, free = sum(export.bytes for export in exports), shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
             f"the files take {needed / 1e6:.0f} MB and {there} has {free / 1e6:.0f} MB free; free some space or choose "
@@ -232,12 +231,33 @@ def check_disk(exports: Sequence[Export], folder: Path) -> None:
         )
 
 
-def _kind(name: str, shape: Sequence[int], type: str, ends: Mapping[str, str], layers: int) -> str:
+def begun(file: Path, name: str, config: ModelConfig, type: str, vocabulary: Vocabulary) -> GGUFWriter:
+    """A writer that holds all of a file but its tensors."""
+    from gguf import GGUFWriter, LlamaFileType
+
+    writer = GGUFWriter(file, ARCHITECTURES[config.family].lower())
+    writer.add_name(name)
+    add_keys(writer, config)
+    writer.add_file_type(LlamaFileType.ALL_F32 if type == "F32" else LlamaFileType[f"MOSTLY_{type}"])
+    writer.add_quantization_version(2)
+    vocabulary.add_to(writer)
+    return writer
+
+
+def tensor_type(
+    name: str, shape: Sequence[int], type: str, config: ModelConfig, embedding_type: str | None = None
+) -> tuple[str, bool]:
+    """The type of a tensor in a file of ``type``; False where it is F16 because its rows are not whole blocks."""
     if len(shape) == 1 or not name.endswith(".weight") or name.endswith(KEPT_F32):
-        return "F32"
-    if name in ends:
-        return ends[name]
-    return matrix_type(type, name, int(name.split(".")[1]), layers)
+        return "F32", True
+    # A table that is not the head too is read one row a token, and needs no finer type.
+    if name == "output.weight" or (name == "token_embd.weight" and (config.tied or embedding_type)):
+        kind = embedding_type or head_type(type)
+    else:
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        kind = matrix_type(type, name, layer, config.num_layers)
+    whole = shape[-1] % block_size(kind)[0] == 0
+    return (kind, True) if whole else ("F16", False)
 
 
 def _refuse_width(checkpoint: Path, config: ModelConfig, type: str, head: str) -> None:
@@ -253,29 +273,23 @@ def _refuse_width(checkpoint: Path, config: ModelConfig, type: str, head: str) -
 
 
 def _stored(checkpoint: Path, config: ModelConfig) -> dict[str, Stored]:
-    """The family's tensors in a folder, by the family's names and in its order.
+    """The family's tensors in a folder, by the family's names.
 
     Raises:
         UserError: a tensor is missing or of another shape than ``config.json`` says.
     """
     family = FAMILIES[config.family]
     found = {family.name(name): tensor for name, tensor in stored_tensors(weight_files(checkpoint)).items()}
-    with torch.device("meta"):
-        empty = Backbone(config).state_dict()
-    stored = {}
-    for slot in family.tensors(config):
-        for name, part in zip(slot.theirs, slot.split(empty[slot.ours]), strict=True):
-            if name not in found:
-                raise UserError(
-                    f"{checkpoint}: the weights do not fit config.json (it lacks {name}); restore the folder"
-                )
-            if found[name].shape != tuple(part.shape):
-                raise UserError(
-                    f"{checkpoint}: the weights do not fit config.json ({name} is {list(found[name].shape)} and not "
-                    f"{list(part.shape)}); restore the folder"
-                )
-            stored[name] = found[name]
-    return stored
+    shapes = checkpoint_shapes(config)
+    for name, shape in shapes.items():
+        if name not in found:
+            raise UserError(f"{checkpoint}: the weights do not fit config.json (it lacks {name}); restore the folder")
+        if found[name].shape != shape:
+            raise UserError(
+                f"{checkpoint}: the weights do not fit config.json ({name} is {list(found[name].shape)} and not "
+                f"{list(shape)}); restore the folder"
+            )
+    return {name: found[name] for name in shapes}
 
 
 def gguf_metadata(file: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from minnow.errors import UserError
+from minnow.model.backbone import Backbone
 from minnow.model.config import Attention, Dense, Experts, GatedDelta, ModelConfig, Rope, ShortConv
+from minnow.model.families import FAMILIES
 from minnow.model.foreign import is_foreign
 from minnow.model.rotary import frequencies
 
@@ -172,6 +174,27 @@ def named_tensors(config: ModelConfig, theirs: list[str]) -> list[Named]:
         assert name is not None, f"the gguf package has no name for {plain}"
         stacks.setdefault(name, []).append(source)
     return [Named(name, tuple(sources), _edit(config, sources[0])) for name, sources in stacks.items()]
+
+
+def checkpoint_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the family's checkpoints, by its name there and in the family's order."""
+    with torch.device("meta"):
+        ours = Backbone(config).state_dict()
+    return {
+        name: tuple(part.shape)
+        for slot in FAMILIES[config.family].tensors(config)
+        for name, part in zip(slot.theirs, slot.split(ours[slot.ours]), strict=True)
+    }
+
+
+def file_tensors(config: ModelConfig) -> Iterator[tuple[Named, tuple[int, ...]]]:
+    """The file's tensors that come from a checkpoint, and their shapes."""
+    shapes = checkpoint_shapes(config)
+    for named in named_tensors(config, list(shapes)):
+        shape: Sequence[int] = shapes[named.sources[0]]
+        if named.edit is not None:
+            shape = named.edit(torch.empty(shape, device="meta")).shape
+        yield named, (*shape,) if len(named.sources) == 1 else (len(named.sources), *shape)
 
 
 def computed_tensors(config: ModelConfig) -> dict[str, Tensor]:

@@ -76,6 +76,8 @@ class LlamaCpp(WorkerProcess):
             self.close()
             raise
 
+    spells = True  #: see :class:`minnow.device.runtimes.Runtime`
+
     def close(self) -> None:
         """End the worker."""
         super().close()

@@ -2,24 +2,20 @@
 
 Run as ``python -m minnow.device.llama_worker`` by :class:`minnow.device.llama_cpp.LlamaCpp`. An assertion inside
 llama.cpp ends this process and nothing else. What llama.cpp writes to stdout or stderr goes to stderr.
-
-A request is ``{"op": name, ...arguments}``; an answer is ``{"ok": ...}`` or ``{"error": sentence, "kind": kind}``.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minnow.device.machine import peak_rss_bytes
-from minnow.device.worker_process import answers
+from minnow.device.worker_process import serve
 from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
@@ -199,18 +195,5 @@ class Worker:
                 slots[row].loop = loop
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    say, worker = answers(), Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        operation: Callable[..., Any] = getattr(worker, request.pop("op"))
-        try:
-            answer: dict[str, Any] = {"ok": operation(**request)}
-        except Exception as error:  # noqa: BLE001  the parent makes a sentence of it; this process goes on answering
-            answer = {"error": str(error), "kind": type(error).__name__}
-        say(answer)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from minnow.data.tokenizer import Tokenizer
+from minnow.device.folder_export import ExportedFolder
 from minnow.device.gguf_export import GgufFile
-from minnow.device.llama_cpp import LlamaCpp
+from minnow.device.runtimes import opened
 from minnow.errors import UserError
-from minnow.model.checkpoint import load_checkpoint, weight_files
+from minnow.model.checkpoint import weight_files
 from minnow.model.foreign import quiet_transformers
+from minnow.model.language_model import LanguageModel
 from minnow.model.tensor_files import stored_tensors
 from minnow.progress import track
-from minnow.rollout.records import Sampling
+from minnow.rollout.records import Rollout, Sampling
 from minnow.rollout.torch_engine import TorchEngine
 from minnow.train.memory import free_memory
 
@@ -43,7 +45,7 @@ _LONGEST_ANSWER = 192
 
 @dataclass(frozen=True)
 class Parity:
-    """Agreement of llama.cpp with the float32 reference over all positions of some sequences.
+    """Agreement of a file with the float32 reference over all positions of some sequences.
 
     Attributes:
         agree: positions where both rank the same token first; ``positions`` is how many there are.
@@ -90,7 +92,7 @@ class Endings:
         prompts: how many were asked.
         reference: how many the checkpoint ends; the file is asked those.
         file: how many of these the file ends, at a token that it marks as an end itself.
-        lost: end tokens of the checkpoint that llama.cpp does not take for one in the file.
+        lost: end tokens of the checkpoint that the runtime does not take for one in the file.
     """
 
     prompts: int
@@ -99,10 +101,65 @@ class Endings:
     lost: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class OwnWords:
+    """What a checkpoint says, which its files are compared on.
+
+    Attributes:
+        sequences: token ids that it wrote at temperature 1, and their ``texts``.
+        prompts: how many prompts it was asked to answer greedily; 0 where it was not trained, and ends answers by
+            accident.
+        ended: those that it ended an answer to, of at most ``room`` tokens.
+        stops: its end tokens.
+    """
+
+    sequences: list[list[int]]
+    texts: list[str]
+    prompts: int
+    ended: list[list[int]]
+    room: int
+    stops: list[int]
+
+
+def own_words(model: LanguageModel, tokenizer: Tokenizer) -> OwnWords:
+    """Let a checkpoint write texts, and answer a few prompts."""
+    written = _written(model, tokenizer, 16, 96, 0)
+    sequences = [rollout.prompt_ids + rollout.token_ids for rollout in written]
+    questions = _ASKED if _trained(written, tokenizer.vocab_size) else ()
+    prompts = [tokenizer.prompt([{"role": "user", "content": text}]) for text in questions]
+    room = min(_LONGEST_ANSWER, model.config.max_positions // 2)
+    sampling = Sampling(temperature=0.0, max_new_tokens=room, stop_on_loop=False)
+    asked = [(str(i), ids) for i, ids in enumerate(prompts)]
+    answers = TorchEngine(model, tokenizer, rows=len(_ASKED)).generate(asked, sampling)
+    ended = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer.finish_reason == "stop"]
+    texts = [tokenizer.decode(ids) for ids in sequences]
+    return OwnWords(sequences, texts, len(prompts), ended, room, sorted(tokenizer.stop_ids))
+
+
+def _trained(written: Sequence[Rollout], vocab_size: int) -> bool:
+    # Untrained, a model is about as surprised by its own words as a die would be.
+    surprise = -np.mean([each for rollout in written for each in rollout.log_probs])
+    return bool(surprise < 0.5 * math.log(vocab_size))
+
+
+def own_sequences(
+    model: LanguageModel, tokenizer: Tokenizer, count: int = 16, length: int = 96, seed: int = 0
+) -> list[list[int]]:
+    """Sequences a model itself writes at temperature 1, from the start of a text: a parity set for any model."""
+    written = _written(model, tokenizer, count, length, seed)
+    return [rollout.prompt_ids + rollout.token_ids for rollout in written]
+
+
+def _written(model: LanguageModel, tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[Rollout]:
+    sampling = Sampling(temperature=1.0, max_new_tokens=length - 1, seed=seed, stop_on_loop=False)
+    start = tokenizer.begin or [tokenizer.eos_id]
+    return TorchEngine(model, tokenizer, rows=count).generate([(str(i), start) for i in range(count)], sampling)
+
+
 def check_parity(
     checkpoint: Path, files: Sequence[Path], sequences: Sequence[Sequence[int]], threads: int = 1
 ) -> list[Parity]:
-    """Compare GGUF files with the checkpoint they came from, in the order of ``files``.
+    """Compare files with the checkpoint they came from, in the order of ``files``.
 
     The reference is transformers' network of the family in float32; llama.cpp keeps a float32 attention cache. Greedy
     tokens are compared teacher-forced, because free-running answers part for good at the first near tie.
@@ -111,7 +168,7 @@ def check_parity(
         sequences: token ids; a sequence of ``n`` gives ``n - 1`` positions.
 
     Raises:
-        UserError: no sequence has two tokens, the checkpoint cannot be read, or as :class:`LlamaCpp`.
+        UserError: no sequence has two tokens, the checkpoint cannot be read, or as the runtime.
     """
     sequences = [list(ids) for ids in sequences if len(ids) > 1]
     if not sequences:
@@ -119,7 +176,7 @@ def check_parity(
     found: list[list[_Compared]] = [[] for _ in files]
     with ExitStack() as stack, track(len(sequences), "verify", "sequence") as bar:
         longest = max(map(len, sequences))
-        workers = [stack.enter_context(LlamaCpp(file, longest, threads, kv="f32")) for file in files]
+        workers = [stack.enter_context(opened(file, longest, threads)) for file in files]
         for ids, reference in zip(sequences, reference_log_probs(checkpoint, sequences), strict=True):
             for worker, kept in zip(workers, found, strict=True):
                 kept.append(_compare(reference, worker.log_probs(ids), ids))
@@ -192,54 +249,35 @@ def reference_log_probs(checkpoint: Path, sequences: Sequence[Sequence[int]]) ->
         yield model(tokens[:, :-1], use_cache=False).logits[0].double().log_softmax(-1).numpy()
 
 
-def own_sequences(checkpoint: Path, count: int = 16, length: int = 96, seed: int = 0) -> list[list[int]]:
-    """Sequences the checkpoint itself writes at temperature 1, from the start of a text: a parity set for any model.
+def check_tokenizer(checkpoint: Path, file: Path, texts: Sequence[str] = PROBES) -> TokenizerParity:
+    """Compare the ids of each text from the checkpoint's tokenizer and from the file's runtime.
 
     Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    model, tokenizer = load_checkpoint(checkpoint)
-    engine = TorchEngine(model, tokenizer, rows=count)
-    sampling = Sampling(temperature=1.0, max_new_tokens=length - 1, seed=seed, stop_on_loop=False)
-    rollouts = engine.generate([(str(i), tokenizer.begin or [tokenizer.eos_id]) for i in range(count)], sampling)
-    return [rollout.prompt_ids + rollout.token_ids for rollout in rollouts]
-
-
-def check_tokenizer(checkpoint: Path, gguf_file: Path, texts: Sequence[str] = PROBES) -> TokenizerParity:
-    """Compare the ids of each text, as plain text, from the checkpoint's tokenizer and from llama.cpp.
-
-    Raises:
-        UserError: the tokenizer cannot be read, or as :class:`LlamaCpp`.
+        UserError: the tokenizer cannot be read, or as the runtime.
     """
     tokenizer = Tokenizer.load(checkpoint)
     start = tokenizer.begin if tokenizer.adds_bos else []
-    with LlamaCpp(gguf_file, n_ctx=256) as llama:
-        found = llama.tokenize(texts)
-    differing = tuple(text for text, ids in zip(texts, found, strict=True) if ids != start + tokenizer.encode(text))
+    with opened(file, 256) as runtime:
+        found = runtime.tokenize(texts)
+        expected = [tokenizer.encode(text) if runtime.spells else tokenizer.encode_chat(text) for text in texts]
+    differing = tuple(t for t, ids, ours in zip(texts, found, expected, strict=True) if ids != start + ours)
     return TokenizerParity(len(texts), len(texts) - len(differing), differing)
 
 
-def check_endings(checkpoint: Path, files: Sequence[Path], threads: int = 1) -> list[Endings]:
-    """Answer a few prompts greedily, with the checkpoint and then, where it ended by itself, with each file.
+def check_endings(own: OwnWords, files: Sequence[Path], threads: int = 1) -> list[Endings]:
+    """Let each file answer greedily what the checkpoint ended an answer to.
 
     Raises:
-        UserError: the checkpoint cannot be read, or as :class:`LlamaCpp`.
+        UserError: as the runtime.
     """
-    model, tokenizer = load_checkpoint(checkpoint)
-    room = min(_LONGEST_ANSWER, model.config.max_positions // 2)
-    prompts = [tokenizer.prompt([{"role": "user", "content": text}]) for text in _ASKED]
-    sampling = Sampling(temperature=0.0, max_new_tokens=room, stop_on_loop=False)
-    asked = [(str(i), ids) for i, ids in enumerate(prompts)]
-    answers = TorchEngine(model, tokenizer, rows=len(asked)).generate(asked, sampling)
-    ended = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer.finish_reason == "stop"]
-    stops = sorted(tokenizer.stop_ids)
     found = []
     for file in files:
-        with LlamaCpp(file, max(map(len, prompts)) + room, threads, kv="f32") as llama:
-            marked = [stop for stop, end in zip(stops, llama.ends(stops), strict=True) if end]
-            finished = [each.finish for each in llama.generate(ended, room, stop=marked)] if ended else []
-        lost = tuple(sorted(set(stops) - set(marked)))
-        found.append(Endings(len(prompts), len(ended), finished.count("stop"), lost))
+        with opened(file, max(map(len, own.ended), default=1) + own.room, threads) as runtime:
+            marked = [stop for stop, end in zip(own.stops, runtime.ends(own.stops), strict=True) if end]
+            answers = runtime.generate(own.ended, own.room, stop=marked) if own.ended else []
+        lost = tuple(sorted(set(own.stops) - set(marked)))
+        finished = [answer.finish for answer in answers].count("stop")
+        found.append(Endings(own.prompts, len(own.ended), finished, lost))
     return found
 
 
@@ -267,29 +305,27 @@ class Verdict:
         }
 
 
-def verify_files(checkpoint: Path, files: Sequence[GgufFile], threads: int = 1) -> list[Verdict]:
-    """Compare files with the checkpoint on texts that it writes itself, and judge them.
+def verify_files(
+    checkpoint: Path, files: Sequence[GgufFile | ExportedFolder], own: OwnWords, threads: int = 1
+) -> list[Verdict]:
+    """Compare files with the checkpoint on what it says itself, and judge them.
 
     Raises:
-        UserError: not enough memory, or as the checks.
+        UserError: as the checks.
     """
-    check_memory(checkpoint)
-    paths, words = [each.file for each in files], Tokenizer.load(checkpoint)
-    sequences = own_sequences(checkpoint)
-    parities = check_parity(checkpoint, paths, sequences, threads)
-    texts = [*PROBES, *(words.decode(ids) for ids in sequences)]
-    # Untrained, a model is about as surprised by its own words as a die would be.
-    trained = parities[0].reference_perplexity < words.vocab_size**0.5
-    endings = check_endings(checkpoint, paths, threads) if trained else [None for _ in paths]
+    paths = [each.file for each in files]
+    parities = check_parity(checkpoint, paths, own.sequences, threads)
+    endings = check_endings(own, paths, threads) if own.prompts else [None for _ in paths]
     verdicts = []
     for file, parity, ending in zip(files, parities, endings, strict=True):
-        tokenizer = check_tokenizer(checkpoint, file.file, texts)
+        tokenizer = check_tokenizer(checkpoint, file.file, [*PROBES, *own.texts])
         verdicts.append(Verdict(parity, tokenizer, ending, tuple(_faults(file.type, parity, tokenizer, ending))))
     return verdicts
 
 
 # Least agreement (near ties granted) and largest mean KL of a sound file, by its type.
-_LIMITS = {"F32": (0.995, 1e-4), "F16": (0.995, 1e-4), "BF16": (0.9, 0.05), "Q8_0": (0.7, 0.1)}
+_EXACT, _EIGHT = (0.995, 1e-4), (0.7, 0.1)
+_LIMITS = {"F32": _EXACT, "F16": _EXACT, "BF16": (0.9, 0.05), "Q8_0": _EIGHT, "INT8": _EIGHT, "Q8": _EIGHT}
 _ROUNDED = (0.1, 1.0)  # of fewer bits: what no rounding explains, not even that of random weights
 
 
@@ -303,17 +339,18 @@ def _faults(kind: str, parity: Parity, tokenizer: TokenizerParity, endings: Endi
     if tokenizer.differing:
         yield f"its tokenizer cuts {tokenizer.differing[0]!r} elsewhere"
     if endings is not None and endings.lost:
-        yield f"llama.cpp does not stop at the end token {endings.lost[0]}"
+        yield f"the runtime does not stop at the end token {endings.lost[0]}"
     if endings is not None and endings.reference and not endings.file:
         yield f"none of its answers ends, where the checkpoint ends {endings.reference} of {endings.prompts}"
 
 
 def check_memory(checkpoint: Path) -> None:
-    """Raise UserError where the free memory does not hold the checkpoint in float32, which it is compared in."""
+    """Raise UserError where the free memory does not hold the checkpoint in float32: it is compared in
+    it, and the converters of folders read it whole."""
     entries = sum(tensor.entries for tensor in stored_tensors(weight_files(checkpoint)).values())
     needed, free = 4 * entries, free_memory(torch.device("cpu"))
     if needed > free:
         raise UserError(
-            f"verifying holds the checkpoint in float32, which takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} "
-            "GB are free; verify on a larger machine, or write the files with --no-verify"
+            f"this holds the checkpoint in float32, which takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are "
+            "free; run it on a larger machine, or write GGUF files with --no-verify"
         )

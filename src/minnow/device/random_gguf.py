@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from minnow.device.gguf_families import ARCHITECTURES, KEPT_F32, add_keys, named_tensors
+from minnow.device.gguf_export import begun, tensor_type
+from minnow.device.gguf_families import ARCHITECTURES, computed_tensors, file_tensors
 from minnow.device.gguf_vocabulary import NORMAL, Vocabulary
-from minnow.device.quantise import block_size, head_type
+from minnow.device.quantise import block_size
 from minnow.errors import UserError
 from minnow.files import whole_file
-from minnow.model.backbone import Backbone
 from minnow.model.config import Attention, ModelConfig
-from minnow.model.families import FAMILIES
 
 TYPES = ("F16", "BF16", "Q8_0", "Q4_0")
 
@@ -47,20 +44,17 @@ def write_random_gguf(config: ModelConfig, file: Path, kind: str = "Q4_0", seed:
             f"llama.cpp runs no {config.family!r} model of this shape (it runs {', '.join(ARCHITECTURES)}, with at least "
             "one attention layer); profile it with --engine torch"
         )
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+    from gguf import GGMLQuantizationType
 
     random = np.random.default_rng(seed)
     with whole_file(file) as temporary:
-        writer = GGUFWriter(temporary, ARCHITECTURES[config.family].lower())
-        writer.add_name("random weights")
-        writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
-        writer.add_quantization_version(2)
-        add_keys(writer, config)
-        _vocabulary(config).add_to(writer)
-        for name, shape in _shapes(config):
-            stored = _stored(name, shape, kind, config.tied)
-            values = _values(random, name, shape, stored)
-            writer.add_tensor(name, values, raw_dtype=GGMLQuantizationType[stored])
+        writer = begun(temporary, "random weights", config, kind, _vocabulary(config))
+        for named, shape in file_tensors(config):
+            stored, _ = tensor_type(named.name, shape, kind, config)
+            values = _values(random, named.name, shape, stored)
+            writer.add_tensor(named.name, values, raw_dtype=GGMLQuantizationType[stored])
+        for name, tensor in computed_tensors(config).items():
+            writer.add_tensor(name, tensor.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -76,29 +70,6 @@ def _vocabulary(config: ModelConfig) -> Vocabulary:
     return Vocabulary(
         "gpt2", "llama-bpe", [f"t{i}" for i in range(count)], [NORMAL] * count, merges, bos=0, ends=(end,)
     )
-
-
-def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of the file, by llama.cpp's name."""
-    with torch.device("meta"):
-        ours = Backbone(config).state_dict()
-    theirs = {
-        name: part
-        for slot in FAMILIES[config.family].tensors(config)
-        for name, part in zip(slot.theirs, slot.split(ours[slot.ours]), strict=True)
-    }
-    for named in named_tensors(config, list(theirs)):
-        part = theirs[named.sources[0]]
-        shape = tuple((part if named.edit is None else named.edit(part)).shape)
-        yield named.name, shape if len(named.sources) == 1 else (len(named.sources), *shape)
-
-
-def _stored(name: str, shape: tuple[int, ...], kind: str, tied: bool) -> str:
-    """The tensor's type, by the rules of an export."""
-    if len(shape) == 1 or name.endswith(KEPT_F32):
-        return "F32"
-    wanted = head_type(kind) if name == ("token_embd.weight" if tied else "output.weight") else kind
-    return "F16" if shape[-1] % block_size(wanted)[0] else wanted
 
 
 def _values(random: np.random.Generator, name: str, shape: tuple[int, ...], stored: str) -> np.ndarray:

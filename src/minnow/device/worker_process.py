@@ -112,6 +112,22 @@ class WorkerProcess:
         return [line.strip() for line in lines if re.search(r"GGML_ASSERT|[Ee]rror|failed", line)]
 
 
+def serve(worker: object) -> None:
+    """In the worker: answer ``{"op": name, ...arguments}`` by ``worker``'s method of that name until stdin ends.
+
+    An answer is ``{"ok": ...}`` or ``{"error": sentence, "kind": kind}``.
+    """
+    say = answers()
+    for line in sys.stdin:
+        request = json.loads(line)
+        operation: Callable[..., Any] = getattr(worker, request.pop("op"))
+        try:
+            answer: dict[str, Any] = {"ok": operation(**request)}
+        except Exception as error:  # noqa: BLE001  the parent makes a sentence of it; this process goes on answering
+            answer = {"error": str(error), "kind": type(error).__name__}
+        say(answer)
+
+
 def answers() -> Callable[[dict[str, Any]], None]:
     """In the worker: what says an answer. What libraries print to stdout goes to stderr from now on."""
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""Worker process around an exported folder: the operations of :class:`minnow.device.runtimes.FolderRuntime`.
+
+A folder with ``genai_config.json`` is opened by onnxruntime-genai, any other by mlx-lm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minnow.device.llama_worker import log_softmax
+from minnow.device.worker_process import serve
+from minnow.files import read_json
+
+
+class Network(Protocol):
+    """A model and its tokenizer as a runtime holds them, one sequence at a time."""
+
+    ends: set[int]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids, special tokens recognised."""
+
+    def read(self, parts: list[list[int]]) -> Iterator[np.ndarray]:
+        """Logits ``[n, vocab]`` at the ids of each part, which goes on from the parts before it."""
+
+    def answer(self, prompt: list[int], room: int) -> Iterator[int]:
+        """The greedy continuation, at most ``room`` tokens, whatever ends it."""
+
+
+class OnnxNetwork:
+    """A folder under onnxruntime-genai."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime_genai
+
+        self._runtime = onnxruntime_genai
+        config = onnxruntime_genai.Config(str(folder))
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        self._model = onnxruntime_genai.Model(config)
+        self._words = onnxruntime_genai.Tokenizer(self._model)
+        ends = read_json(folder / "genai_config.json")["model"]["eos_token_id"]
+        self.ends = set(ends if isinstance(ends, list) else [ends])
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(each) for each in self._words.encode(text)]
+
+    def read(self, parts: list[list[int]]) -> Iterator[np.ndarray]:
+        generator = self._generator(sum(map(len, parts)) + 1)
+        for part in parts:
+            generator.append_tokens(part)
+            yield generator.get_output("logits")[0]
+
+    def answer(self, prompt: list[int], room: int) -> Iterator[int]:
+        generator = self._generator(len(prompt) + room)
+        generator.append_tokens(prompt)
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+    def _generator(self, positions: int) -> Any:
+        parameters = self._runtime.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=positions, do_sample=False)
+        return self._runtime.Generator(self._model, parameters)
+
+
+class MlxNetwork:
+    """A folder under mlx-lm."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from mlx_lm import load
+
+        self._model, self._words = load(str(folder))
+        self.ends = set(self._words.eos_token_ids)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(each) for each in self._words.encode(text)]
+
+    def read(self, parts: list[list[int]]) -> Iterator[np.ndarray]:
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self._model)
+        for part in parts:
+            logits = self._model(mx.array([part]), cache=cache)[0].astype(mx.float32)
+            yield np.array(logits)
+
+    def answer(self, prompt: list[int], room: int) -> Iterator[int]:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        for token, _ in generate_step(mx.array(prompt), self._model, max_tokens=room):
+            yield int(token)
+
+
+class Worker:
+    """The operations; every public method is one."""
+
+    def load(self, folder: str, threads: int) -> None:
+        made = OnnxNetwork if (Path(folder) / "genai_config.json").exists() else MlxNetwork
+        self._network: Network = made(Path(folder), threads)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [self._network.tokenize(text) for text in texts]
+
+    def ends(self, ids: list[int]) -> list[bool]:
+        return [each in self._network.ends for each in ids]
+
+    def log_probs(self, ids: list[int], file: str) -> None:
+        half = len(ids) // 2
+        parts = [part for part in (ids[:half], ids[half:-1]) if part]
+        np.save(file, log_softmax(np.concatenate(list(self._network.read(parts)))).astype(np.float32))
+
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: list[int]) -> list[int]:
+        answer = []
+        for token in islice(self._network.answer(prompt, max_new_tokens), max_new_tokens):
+            answer.append(token)
+            if token in stop:
+                break
+        return answer
+
+
+if __name__ == "__main__":
+    serve(Worker())

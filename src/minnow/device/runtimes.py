@@ -1,0 +1,112 @@
+"""What an exported file is asked when it is compared with its checkpoint, and the runtime that answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minnow.device.llama_cpp import Generated, LlamaCpp
+from minnow.device.worker_process import WorkerDied, WorkerProcess
+from minnow.errors import UserError
+
+
+class Runtime(Protocol):
+    """A runtime with an exported file open.
+
+    Attributes:
+        spells: special tokens that a text holds are read as text; otherwise as the tokens.
+    """
+
+    spells: bool
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, start token included if the file asks for one."""
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """What is expected after every token of ``ids`` but the last: float32 ``[n - 1, vocab]``."""
+
+    def ends(self, ids: Sequence[int]) -> list[bool]:
+        """Which of ``ids`` end an answer."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, stop: Sequence[int]
+    ) -> Sequence[Generated]:
+        """Greedy answers, which end at one of ``stop``."""
+
+
+def opened(file: Path, positions: int, threads: int = 1) -> AbstractContextManager[Runtime]:
+    """The runtime of a GGUF file (its attention cache in float32) or of an exported folder.
+
+    Args:
+        positions: of the longest text and answer.
+
+    Raises:
+        UserError: the runtime is missing, died, or does not open the file.
+    """
+    return FolderRuntime(file, threads) if file.is_dir() else LlamaCpp(file, positions, threads, kv="f32")
+
+
+class FolderRuntime(WorkerProcess):
+    """onnxruntime-genai or mlx-lm with an exported folder open, in a process of its own; use it as a context manager.
+
+    Raises:
+        UserError: the runtime is missing, died, or does not open the folder.
+    """
+
+    spells = False
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.folder = folder
+        self._scratch = tempfile.TemporaryDirectory()
+        super().__init__("minnow.device.folder_worker", OMP_NUM_THREADS=str(threads))
+        try:
+            self._ask("load", folder=str(folder), threads=threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker."""
+        super().close()
+        self._scratch.cleanup()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """As :meth:`Runtime.tokenize`."""
+        return self._ask("tokenize", texts=list(texts))
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """As :meth:`Runtime.log_probs`; read in two parts, so that what is kept between them is seen too."""
+        place = Path(self._scratch.name) / "log_probs.npy"  # too much for the pipe
+        self._ask("log_probs", ids=list(ids), file=str(place))
+        return np.load(place)
+
+    def ends(self, ids: Sequence[int]) -> list[bool]:
+        """As :meth:`Runtime.ends`."""
+        return self._ask("ends", ids=list(ids))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, stop: Sequence[int]
+    ) -> Sequence[Generated]:
+        """As :meth:`Runtime.generate`."""
+        asked = {"max_new_tokens": max_new_tokens, "stop": list(stop)}
+        answers = [self._ask("generate", prompt=list(prompt), **asked) for prompt in prompts]
+        return [Generated(ids, [], "stop" if ids[-1] in stop else "length") for ids in answers]
+
+    def _ask(self, op: str, **arguments: Any) -> Any:
+        try:
+            answer = self._exchange({"op": op, **arguments})
+        except WorkerDied as death:
+            said = ": ".join(["", *self._complaints()[-1:]])
+            raise UserError(
+                f"the runtime died ({death}) during '{op}' on {self.folder}{said}; export it again"
+            ) from None
+        if "error" in answer:
+            if answer["kind"] == "ModuleNotFoundError":
+                raise UserError(f'{answer["error"]}; run: pip install "minnow[onnx]" or "minnow[mlx]"')
+            raise UserError(f"the runtime could not {op} {self.folder}: {answer['error']}; export it again")
+        return answer["ok"]
