@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from minnow.device.runtimes import FolderRuntime
 from minnow.errors import UserError
 
 INSTALLED = {name: all(importlib.util.find_spec(module) for module in form.modules) for name, form in FORMATS.items()}
+pytestmark = pytest.mark.xdist_group("folders")  # which are made once
 SEQUENCE = [1, *range(20, 60), 7, 3, *range(300, 340)]
 
 
@@ -78,13 +79,9 @@ def test_names_are_those_of_onnxruntime_genai(answer: dict[str, Any]) -> None:
 
 
 def test_a_converter_that_fails_is_one_sentence_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    if not INSTALLED["onnx"]:
-        pytest.skip("onnx is not installed")
-    broken = shutil.copytree(checkpoint, tmp_path / "broken")
-    plan = plan_folder(broken, FORMATS["onnx"], "F32")
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"the onnx converter could not write .*broken as F32 \(.*--to gguf"):
+    broken = replace(FORMATS["onnx"], modules=(), command=("json.tool", "{checkpoint}/none.json", "{out}"))
+    plan = plan_folder(checkpoint, replace(broken, types={"F32": ()}), "F32")
+    with pytest.raises(UserError, match=r"the onnx converter could not write .* as F32 \(.*none.json.*--to gguf"):
         plan.write(tmp_path / "out" / "model")
     assert not list((tmp_path / "out").iterdir())
 

@@ -132,7 +132,7 @@ def own_words(model: LanguageModel, tokenizer: Tokenizer) -> OwnWords:
     asked = [(str(i), ids) for i, ids in enumerate(prompts)]
     answers = TorchEngine(model, tokenizer, rows=len(_ASKED)).generate(asked, sampling)
     ended = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer.finish_reason == "stop"]
-    texts = [tokenizer.decode(ids) for ids in sequences]
+    texts = [tokenizer.decode(ids).replace("\0", "") for ids in sequences]  # where onnxruntime-genai ends a text
     return OwnWords(sequences, texts, len(prompts), ended, room, sorted(tokenizer.stop_ids))
 
 
