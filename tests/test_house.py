@@ -100,7 +100,12 @@ def test_the_pins_of_the_cpu_setup_name_what_the_package_depends_on() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [
         *project["dependencies"],
-        *(item for name, extra in project["optional-dependencies"].items() if name != "gpu" for item in extra),
+        *(
+            item
+            for name, extra in project["optional-dependencies"].items()
+            if name not in ("gpu", "mlx")
+            for item in extra
+        ),
     ]
     pins = (ROOT / "requirements-cpu.txt").read_text().splitlines()
     names = {requirement.partition(">=")[0] for requirement in needed}
