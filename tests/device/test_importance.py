@@ -42,7 +42,7 @@ def test_importance_is_the_mean_square_of_what_columns_are_multiplied_by(checkpo
 def test_it_lowers_the_error_of_what_matrices_put_out(
     make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    folder = make_checkpoint(tmp_path / "model", ("full_attention",), hidden=256, intermediate=512)
+    folder = make_checkpoint(tmp_path / "model", ("conv", "full_attention"), hidden=256, intermediate=512)
     generator = torch.Generator().manual_seed(0)
     name, width = "model.layers.0.feed_forward.w2.weight", 512
     inputs = torch.randn(400, width, generator=generator) * torch.rand(width, generator=generator) ** 3
