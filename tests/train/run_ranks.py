@@ -134,6 +134,8 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             if fault == "error":
                 raise UserError("shard 7 is damaged")
+            if fault == "flip":
+                trainer.optimizer.masters[0].view(torch.int32).flatten()[0] ^= 1
             if fault == "full disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
         for loader in LOADERS:

@@ -272,9 +272,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pha
             "failed": {"fault": ["error", 1, 1], **saving},
             "full": {"fault": ["full disk", 1, 2], **saving},
             "crowded": {"fault": ["memory", 1, 2], **saving},
+            "flipped": {"ranks": 4, "shard": 2, "fault": ["flip", 3, 2], **saving},
             "after killed": {"ranks": 3, "where": "killed", "life": 1},
             "after full": {"where": "full"},
             "after crowded": {"where": "crowded", "fault": ["memory", 1, 2]},
+            "after flipped": {"where": "flipped"},
         },
     )
 
@@ -319,6 +321,15 @@ def test_out_of_memory_on_one_rank_makes_all_take_smaller_batches(ended: tuple[P
     assert phase.codes == [2, 2]
     assert "out of memory: micro-batches of at most 1 rows" in phase.errors[0] and "rank 1 stopped" in phase.errors[0]
     assert after.codes == [0, 0] and after.losses == pytest.approx(ended[1]["one"].losses, abs=1e-5)
+
+
+def test_a_bit_that_flips_in_one_copy_of_the_weights_is_not_saved(ended: tuple[Path, dict[str, Phase]]) -> None:
+    phase, after = ended[1]["flipped"], ended[1]["after flipped"]
+    assert phase.codes == [2] * 4
+    assert all("ranks 1 and 3 hold copies of optimizer/" in error for error in phase.errors), phase.errors
+    begun = after.told[0]["from"]
+    assert after.codes == [0, 0] and begun in (1, 2)
+    assert after.losses == pytest.approx(ended[1]["one"].losses[begun:], abs=1e-5)
 
 
 def one_bit(save: Path) -> None:

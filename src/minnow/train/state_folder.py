@@ -6,10 +6,12 @@ import hashlib
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -70,7 +72,37 @@ class StateFolder(StateFile):
                 )
         return [made for made, _ in everyone]
 
+    def _check_copies(self, state: dict[str, Any]) -> None:
+        """Compare the copies of the weights (HSDP), which are updated alike, bit by bit.
+
+        Raises:
+            UserError: on every rank, where two differ.
+        """
+        mine: dict[tuple[str, tuple[int, ...]], int] = {}
+        for name, tensor in _tensors(state).items():
+            mesh = getattr(tensor, "device_mesh", None)
+            if mesh is not None and "replicate" in (mesh.mesh_dim_names or ()):
+                places = zip(mesh.mesh_dim_names, mesh.get_coordinate(), strict=True)
+                part = tuple(place for dimension, place in places if dimension != "replicate")
+                values = tensor.to_local().contiguous().cpu()
+                mine[name, part] = zlib.crc32(values.view(torch.uint8).numpy())
+        if not mine:
+            return
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine, group=self._group)
+        seen: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
+        for rank, theirs in enumerate(everyone):
+            for key, digest in theirs.items():
+                first, known = seen.setdefault(key, (rank, digest))
+                if known != digest:
+                    raise UserError(
+                        f"ranks {first} and {rank} hold copies of {key[0]} that differ, though they are updated alike: a "
+                        "memory, processor or link of one has failed; look at both machines, then run the same command "
+                        "again (the save before is whole)"
+                    )
+
     def _write(self, state: dict[str, Any]) -> None:
+        self._check_copies(state)
         folder, before = self.path.with_suffix(""), newest_save(self.path)
         number = self._from_first(int(before.name) + 1 if before else 1)
         temporary, final = folder / f".{number:08}.tmp", folder / f"{number:08}"
