@@ -11,6 +11,9 @@ import tyro
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="print one JSON document instead of text")]
 
+Overrides = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")]
+"""Keys of a recipe to change; a command's docstring says which."""
+
 Threads = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, columns, emit
+from minnow.cli.output import AsJson, Overrides, columns, emit
 from minnow.errors import UserError
 from minnow.files import read_json, write_json
 from minnow.model.presets import PRESETS, find_preset
@@ -45,6 +45,7 @@ def plan(
     batch: Amount = None,
     length: int | None = None,
     rows: tuple[int, int] = (1, 4),
+    overrides: Overrides = (),
     calibrate: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     measured: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     as_json: AsJson = False,
@@ -66,10 +67,12 @@ def plan(
         batch: tokens of a step, in place of the recipe's; such as 4M.
         length: tokens of a row, in place of the recipe's.
         rows: through the model at once, the two numbers that --calibrate measures.
+        overrides: change a key of the recipe, such as data.path=books.jsonl; may be repeated.
         calibrate: measure this machine with the model's layers and write the file; under torchrun communication too.
         measured: plan with such a file in place of published numbers.
     """
-    job = _job(recipe, preset, stage, _amount("tokens", tokens), _amount("batch", batch), length)
+    loaded = None if recipe is None else load_recipe(recipe, overrides)
+    job = _job(loaded, preset, stage, _amount("tokens", tokens), _amount("batch", batch), length)
     if calibrate is not None:
         _calibrate(job, rows, calibrate)
         return
@@ -113,7 +116,7 @@ def _amount(name: str, text: str | None) -> float | None:
 
 
 def _job(
-    recipe: Path | None,
+    recipe: Recipe | None,
     preset: str | None,
     stage: str | None,
     tokens: float | None,
@@ -134,8 +137,7 @@ def _job(
         optimizer = OptimizerSettings()
     else:
         assert recipe is not None
-        loaded = load_recipe(recipe)
-        settings, config = _stage(loaded, stage), loaded.shape.config(loaded.shape.vocab_size)
+        settings, config = _stage(recipe, stage), recipe.shape.config(recipe.shape.vocab_size)
         length = length or settings.row_length
         batch = batch or settings.rows * settings.row_length
         tokens = tokens or settings.training.steps * batch

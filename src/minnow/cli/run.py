@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow import progress
+from minnow.cli.output import Overrides
 from minnow.recipe import runner
 from minnow.recipe.schema import Recipe, load_recipe
 from minnow.train.ranks import joined
@@ -20,9 +21,7 @@ def run(
     /,
     restart_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="STAGE")] = None,
     only: Annotated[str | None, tyro.conf.arg(metavar="STAGE")] = None,
-    overrides: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")
-    ] = (),
+    overrides: Overrides = (),
     run_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     dry_run: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, columns, emit
+from minnow.cli.output import AsJson, Overrides, columns, emit
 from minnow.progress import duration, say
 from minnow.recipe import runner
 from minnow.recipe.schema import load_recipe
@@ -24,9 +24,7 @@ def sweep(
     ratios: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATIO …")] = (5.0, 25.0, 100.0, 500.0),
     decay: float = 0.2,
     rate_exponent: float = 0.5,
-    overrides: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")
-    ] = (),
+    overrides: Overrides = (),
     run_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     dry_run: bool = False,
     as_json: AsJson = False,
