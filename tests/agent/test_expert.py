@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -54,16 +55,16 @@ def test_no_page_and_no_name_that_is_measured_on_is_trained_on(worked: list[Exam
 
 
 def test_the_agent_that_does_as_the_expert_does_reads_what_the_expert_read(scripted: Callable[..., Any]) -> None:
-    library = expert._Library("7", "train", 0.3)
-    examples = []
+    library = expert.Library("7", "train", 0.3)
+    examples, rng = [], Random(0)
     for number in range(60):
-        question = library.question(1 + number % 3)
+        question = library.question(1 + number % 3, rng)
         turns, said = library.worked(question)
         messages = [{"role": "user", "content": question.text(0)}]
         examples.append(Example(str(number), expert.NAME, "train", messages, turns, {"gold": said}))
     scripts = {e.id: [m["content"] for m in e.reference if m["role"] == "assistant"] for e in examples}
     engine = scripted(**scripts)
-    traces = run_agent(engine, engine.tokenizer, examples, [search_tool(library._index)])
+    traces = run_agent(engine, engine.tokenizer, examples, [search_tool(library.index)])
     for example, trace in zip(examples, traces, strict=True):
         assert trace.messages == [*example.messages, *example.reference] and trace.finish == "answer"
     assert sum("must look up" in said_in(example) or "< |im_end|>" in said_in(example) for example in examples) > 1

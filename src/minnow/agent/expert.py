@@ -28,39 +28,44 @@ WORLDS = 16
 """At most so many worlds, from easy to hard."""
 _EACH = 250  # examples that are worth a world of their own
 _ENTITIES = 2500
-_MOST_TRAPS = 0.4  # share of the pages that have a trap beside them, in the last world
+MOST_TRAPS = 0.4
+"""Share of the pages that have a trap beside them, in the last world."""
 _GONE, _UNHEARD_OF = 0.05, 0.08  # shares of the pages that are missing, and of the questions about no page
 
 
-class _Library:
-    """The pages of one split of a world, of which some are missing and some have a trap beside them."""
+class Library:
+    """The pages of one split of a world, of which some are missing and some have a trap beside them.
+
+    Attributes:
+        rng: what the pages were drawn with; where it stands belongs to the library.
+    """
 
     def __init__(self, seed: str, split: Split, traps: float) -> None:
-        self._rng = Random(seed)
-        number = self._rng.getrandbits(48)
+        self.rng = Random(seed)
+        number = self.rng.getrandbits(48)
         self.entities = [entity for entity in build(number, _ENTITIES) if entity.split == split]
         self.names = {entity.name for entity in self.entities}
         pages = PocketWorld(number, _ENTITIES).pages(split)
-        self.pages = [page for page in pages if self._rng.random() >= _GONE]
+        self.pages = [page for page in pages if self.rng.random() >= _GONE]
         by_name = {entity.name: entity for entity in self.entities}
         self.pages += [
             self._trap(place, by_name[page.title], page)
             for place, page in enumerate(self.pages)
-            if self._rng.random() < traps
+            if self.rng.random() < traps
         ]
-        self._rng.shuffle(self.pages)
-        self._index = SearchIndex.build(self.pages)
-        self.search = lru_cache(maxsize=None)(lambda name: self._index.search(name, SEARCH_HITS))
+        self.rng.shuffle(self.pages)
+        self.index = SearchIndex.build(self.pages)
+        self.search = lru_cache(maxsize=None)(lambda name: self.index.search(name, SEARCH_HITS))
 
     def _trap(self, number: int, about: Entity, page: Page) -> Page:
-        return trap(self._rng.choice(TRAPS), number, about, page.text, self.entities, self._rng)
+        return trap(self.rng.choice(TRAPS), number, about, page.text, self.entities, self.rng)
 
-    def question(self, hops: int) -> Question:
+    def question(self, hops: int, rng: Random) -> Question:
         """A random question; some are about names that are on no page."""
-        while (question := chain(self._rng.choice(self.entities), hops, self._rng)) is None:
+        while (question := chain(rng.choice(self.entities), hops, rng)) is None:
             pass
-        if self._rng.random() < _UNHEARD_OF:
-            return question._replace(subject=unheard_of(question.subject, self.names, self._rng))
+        if rng.random() < _UNHEARD_OF:
+            return question._replace(subject=unheard_of(question.subject, self.names, rng))
         return question
 
     def worked(self, question: Question) -> tuple[list[dict[str, Any]], str]:
@@ -97,11 +102,11 @@ def worked_lookups(seed: int, split: Split, n: int) -> list[Example]:
     examples = []
     for world in range(worlds):
         progress = world / max(1, worlds - 1)
-        library = _Library(f"{seed}/{NAME}/{split}/{world}", split, progress * _MOST_TRAPS)
+        library = Library(f"{seed}/{NAME}/{split}/{world}", split, progress * MOST_TRAPS)
         hops = (1.0, min(1.5, 4 * progress), min(2.5, max(0.0, 4 * progress - 1)))
         rng = Random(f"{seed}/{NAME}/{split}/{world}/questions")
         for number in range(world * n // worlds, (world + 1) * n // worlds):
-            question = library.question(rng.choices((1, 2, 3), hops)[0])
+            question = library.question(rng.choices((1, 2, 3), hops)[0], library.rng)
             turns, said = library.worked(question)
             answer = {
                 "gold": None if said == NOT_KNOWN else question.gold,

@@ -11,6 +11,7 @@ from minnow.recipe.stages import (
     on_policy,
     pairing,
     quantising,
+    searching,
     shipping,
     training,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "on_policy",
     "pairing",
     "quantising",
+    "searching",
     "shipping",
     "training",
 ]
