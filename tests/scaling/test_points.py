@@ -126,7 +126,7 @@ def test_one_data_set_may_be_chosen_and_the_others_may_hold_anything(tmp_path: P
         ("runs.jsonl", "{", "is not JSON"),
         ("runs.jsonl", "[1]\n", "is not an object but list"),
         ("runs.parquet", "no", "is not a readable Parquet file"),
-        ("runs.xlsx", "PK", "is not JSON"),
+        ("runs.xlsx", "PK\3\4", "is a workbook or an archive, not a table; save it as CSV"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path: Path, name: str, content: str, said: str) -> None:

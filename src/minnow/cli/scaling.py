@@ -50,7 +50,7 @@ def fit(
     """Fit a scaling law to training runs: constants with 95% bootstrap intervals, hold-out error, predictions.
 
     Args:
-        files: tables of runs (.csv, .jsonl, .parquet), or run folders (their pretrain stages).
+        files: tables of runs (.csv, .jsonl, .json, .parquet), or run folders (their pretrain stages).
         form: chinchilla (E + A/N^alpha + B/D^beta), shared (one exponent), reducible (L - floor), repeated (chinchilla,
             then what repeated tokens are worth), t2 and t2-beta (size, tokens and samples), or accuracy (from loss).
         params: column of parameters; "params" unless it is worked out from --flops and --tokens.

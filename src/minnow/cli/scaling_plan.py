@@ -208,7 +208,7 @@ def _read_law(file: Path) -> Law | T2Law | BetaLaw | AccuracyLaw:
             E, A, B, G, alpha, beta, gamma = (
                 float(document[key]) for key in ("E", "A", "B", "G", "alpha", "beta", "gamma")
             )
-            return T2Law(name, E, A, B, G, alpha, beta, gamma, str(file), *_ranges(document))
+            return T2Law(name, E, A, B, G, alpha, beta, gamma, *_ranges(document))
         return _law(name, document)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -88,6 +88,8 @@ def read_rows(file: Path, faults: Faults | None = None) -> list[Row]:
 def _rows(data: bytes, kind: str, file: Path, faults: Faults) -> Iterator[Row]:
     if kind == ".parquet":
         return _numbered(_parquet(data, file), "row", file, faults)
+    if data.startswith(b"PK"):
+        raise UserError(f"{file} is a workbook or an archive, not a table; save it as CSV or JSON lines")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

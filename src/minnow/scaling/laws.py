@@ -150,7 +150,6 @@ class T2Law:
     alpha: float
     beta: float
     gamma: float
-    source: str = ""
     params_range: tuple[float, float] | None = None
     tokens_range: tuple[float, float] | None = None
 

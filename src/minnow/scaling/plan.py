@@ -31,7 +31,7 @@ _EXAMPLE_PARAMS, _EXAMPLE_FLOPS, _EXAMPLE_QUESTION = 37e6, 2.56e19, 2e9
 def _illustration(gamma: float = 0.3) -> T2Law:
     law = T2Law(
         "T² illustration", EPOCH.E, EPOCH.A, EPOCH.B, 1.0, EPOCH.alpha, EPOCH.beta, gamma,
-        "not published constants", EPOCH.params_range, EPOCH.tokens_range,
+        EPOCH.params_range, EPOCH.tokens_range,
     )  # fmt: skip
     rest = replace(law, G=0.0).slope(_EXAMPLE_PARAMS, _EXAMPLE_FLOPS, _EXAMPLE_QUESTION)
     samples = _EXAMPLE_QUESTION / (INFERENCE_FLOPS * _EXAMPLE_PARAMS)
