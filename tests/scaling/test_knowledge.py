@@ -205,6 +205,8 @@ def test_the_command_counts_sizes_and_asks_a_model(
     found = json.loads(capsys.readouterr().out)
     assert found["model"]["params"] == sum(parameter.numel() for parameter in small(words).parameters())
     assert found["model"]["bits"] == 0 and len(found["sizes"]) == 2  # an untrained model knows nothing
+    assert main([*asked[:-1], "{name} was born in {town}.", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bits"] == 32  # of the towns, the only thing that was asked
     assert main([*asked]) == 0
     shown = capsys.readouterr().out
     assert "16 names, 48 bits" in shown and "0.0% (0.0%–19.4%)" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import NO_SERVER, open_text_model, parameters_of, scorer_of
 from minnow.errors import UserError
 from minnow.progress import track
-from minnow.scaling.knowledge import PUBLISHED, Facts, Stored, read_facts, stored
+from minnow.scaling.knowledge import PUBLISHED, Facts, Stored, read_facts, stored, told_by
 from minnow.scaling.laws import human
 from minnow.scaling.points import parse_count
 
@@ -40,7 +41,7 @@ def knowledge(
     Args:
         facts: a table (.csv, .jsonl, .json, .parquet) with one row for each thing that is known of.
         name: the column of what the facts are about.
-        attributes: the columns of facts; by default all others.
+        attributes: the columns of facts; by default all others, with --text those that it tells.
         params: a size, such as 350M: how much of the table fits into it.
         match: the share of the facts to know, such as what a model with search answers right.
         bits_per_param: a capacity of your own beside the published ones.
@@ -63,6 +64,8 @@ def knowledge(
     if n < 1:
         raise UserError(f"--n is {n}; ask about at least 1 name")
     table = read_facts(facts, name, attributes)
+    if text is not None:  # what the model is not asked for is not counted against it
+        table = replace(table, values={each: table.values[each] for each in told_by(text, table)})
     capacities = [(f"{times:,} exposures (arXiv 2404.05405)", bits) for times, bits in PUBLISHED.items()]
     if bits_per_param is not None:
         capacities.append(("--bits-per-param", bits_per_param))
@@ -126,18 +129,13 @@ def _size(label: str, bits_per_param: float, table: Facts, match: float, size: f
 
 def _table_text(document: dict[str, Any], found: Stored | None) -> str:
     rows = [["attribute", "facts", "values", "bits each"]]
-    asked = {} if found is None else {each.attribute: each for each in found.attributes}
-    if asked:
-        rows[0] += ["held of each", "recalled"]
     for attribute, known in document["attributes"].items():
-        row = [attribute, f"{known['facts']:,}", f"{known['values']:,}", f"{known['bits_per_fact']:.2f}"]
-        if asked:
-            one = asked.get(attribute)
-            rate = None if one is None else one.recalled
-            row += ["", ""] if one is None or rate is None else [
-                f"{one.bits:.2f}", f"{rate.rate:.1%} ({rate.low:.1%}–{rate.high:.1%})"
-            ]  # fmt: skip
-        rows.append(row)
+        rows.append([attribute, f"{known['facts']:,}", f"{known['values']:,}", f"{known['bits_per_fact']:.2f}"])
+    if found is not None:
+        rows[0] += ["held of each", "recalled"]
+        for row, one in zip(rows[1:], found.attributes, strict=True):
+            rate = one.recalled
+            row += [f"{one.bits:.2f}", f"{rate.rate:.1%} ({rate.low:.1%}–{rate.high:.1%})"]
     return columns(rows)
 
 

@@ -150,7 +150,7 @@ def stored(
     Raises:
         UserError: ``text`` names no attribute or an unknown one, or no name has them all.
     """
-    told = _told(text, facts)
+    told = told_by(text, facts)
     rows = [row for row in facts.rows() if all(row[attribute] is not None for attribute in told)]
     if not rows:
         raise UserError(f"no row has a value for all of {', '.join(told)}; tell fewer of them in one text")
@@ -174,8 +174,12 @@ def stored(
     return Stored(attributes, len(chosen), middle, low, high)
 
 
-def _told(text: str, facts: Facts) -> list[str]:
-    """The attributes in the braces of ``text``."""
+def told_by(text: str, facts: Facts) -> list[str]:
+    """The attributes in the braces of ``text``.
+
+    Raises:
+        UserError: it cannot be read, tells none or an unknown one, or something twice.
+    """
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
     except ValueError as error:
