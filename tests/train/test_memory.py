@@ -34,6 +34,14 @@ def test_rows_are_halved_until_the_step_fits(rows: int) -> None:
         assert plan.needed == needed(goal) + sums, "gradients of parts are added in float32"
 
 
+def test_more_rows_fit_where_activations_are_computed_again() -> None:
+    kept, again = (training_memory(CONFIG, 32, 128, True, checkpointed=way) for way in (False, True))
+    assert {name for name in kept if kept[name] != again[name]} == {"activations", "peak"}
+    free = round(needed(32) / 0.9) - 1
+    assert plan_micro_batch(CONFIG, 32, 128, True, free).rows == 16
+    assert plan_micro_batch(CONFIG, 32, 128, True, free, checkpointed=True).rows == 32
+
+
 def test_what_does_not_fit_at_all_goes_row_by_row() -> None:
     plan = plan_micro_batch(CONFIG, 32, 128, True, free=1000)
     assert (plan.rows, plan.fits) == (1, False)

@@ -20,7 +20,8 @@ def fit_machine(name: str, trainer: Trainer, rows: int, length: int) -> None:
     if isinstance(model.config, ModelConfig):
         muon = bool(trainer.settings.optimizer.muon)
         rows, length = -(-rows // trainer.ranks.data[1]), length // trainer.ranks.parallel.context
-        plan = plan_micro_batch(model.config, rows, length, muon, free_memory(device), device.type)
+        again = trainer.ranks.parallel.activation_checkpointing
+        plan = plan_micro_batch(model.config, rows, length, muon, free_memory(device), device.type, again)
         trainer.limit(trainer.ranks.from_first(plan.rows) * length)  # ranks take their parts together
         sizes = f"{quantity(plan.needed)}B of {quantity(plan.free)}B free"
         doubt = "" if plan.fits else ": it may run out of memory; use shorter rows or a smaller model"

@@ -40,7 +40,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     process = peak_rss_bytes()
     trained = [spec for spec in recipe.stages.values() if _trains_on_text(spec)]
     shapes = {_step_shape(spec, config) for spec in trained}
-    memory = {shape: training_memory(config, *shape) for shape in shapes}
+    again = recipe.parallel.activation_checkpointing
+    memory = {shape: training_memory(config, *shape, checkpointed=again) for shape in shapes}
     with _threads(recipe.threads) as threads:
         times = {
             shape: measure_step(

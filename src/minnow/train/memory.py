@@ -53,16 +53,23 @@ class MicroBatch:
 
 
 def plan_micro_batch(
-    config: ModelConfig, rows: int, length: int, muon: bool, free: int, device: str = "cpu"
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    muon: bool,
+    free: int,
+    device: str = "cpu",
+    checkpointed: bool = False,
 ) -> MicroBatch:
     """The most rows at once, of ``rows`` and its halvings, with which a step fits ``free`` bytes; else one row.
 
     Args:
         free: see :func:`free_memory`, once weights and optimiser are there.
+        checkpointed: see :func:`activation_bytes`.
     """
     at_once = rows
     while True:
-        memory = training_memory(config, at_once, length, muon, device)
+        memory = training_memory(config, at_once, length, muon, device, checkpointed)
         sums = memory["masters"] if at_once < rows else 0  # gradients of several parts are added in float32
         needed = sums + memory["peak"] - sum(memory[name] for name in ("masters", "weights", "optimiser"))
         chosen = MicroBatch(at_once, needed, free)
@@ -92,7 +99,9 @@ def _numbers(table: Path) -> dict[str, int]:
     return {line.split()[0]: int(line.split()[1]) for line in lines}
 
 
-def training_memory(config: ModelConfig, rows: int, length: int, muon: bool, device: str = "cpu") -> dict[str, int]:
+def training_memory(
+    config: ModelConfig, rows: int, length: int, muon: bool, device: str = "cpu", checkpointed: bool = False
+) -> dict[str, int]:
     """Bytes that training holds, by purpose, for a step of ``rows`` rows of ``length`` tokens in one batch.
 
     ``update`` is what Muon needs beside the gradients; it comes when ``activations`` and ``logits`` have gone, so the
@@ -109,7 +118,7 @@ def training_memory(config: ModelConfig, rows: int, length: int, muon: bool, dev
         "weights": item * everything if item < 4 else 0,
         "optimiser": 4 * everything + 4 * (everything - orthogonal),
         "gradients": item * everything,
-        "activations": activation_bytes(config, rows * length, item),
+        "activations": activation_bytes(config, rows * length, item, checkpointed=checkpointed),
         "logits": logit_bytes(
             config,
             min(rows * length, positions_at_once(config.vocab_size, torch.device(device))),
