@@ -38,6 +38,9 @@ from minnow.train.vocabulary import BYTES_PER_LOGIT, positions_at_once
 _SIZES = (1 << 16, 1 << 20, 1 << 22)
 """Values of the tensors that are sent."""
 
+_Passing = tuple[Callable[[], None], Callable[[], Sequence[Tensor]], Callable[[Sequence[Tensor]], None]]
+"""What draws new inputs, and the passes forward and back."""
+
 _UNITS = 4  # gathered one after the other, as layers are
 
 
@@ -240,11 +243,15 @@ class Calibration:
         if isinstance(part, Attention):
             table = rotary_table(torch.arange(self.length, device=self.device), part)
 
-        def passing(rows: int) -> tuple[Callable[[], Sequence[Tensor]], Callable[[Sequence[Tensor]], None]]:
+        def passing(rows: int) -> _Passing:
             shape = rows, self.length, width
             update, stream = (torch.randn(shape).to(self.device, self.dtype).requires_grad_() for _ in range(2))
             documents = torch.ones(shape[:2], dtype=torch.int64, device=self.device)
             gradient = torch.randn(shape).to(self.device, self.dtype)
+
+            def draw() -> None:  # other values go to other experts, in numbers that the libraries have not met
+                with torch.no_grad():
+                    stream.normal_()
 
             def forward() -> Sequence[Tensor]:
                 left, normed = kernels.add_rms_norm(update, stream, norm, config.norm_eps)
@@ -255,7 +262,7 @@ class Calibration:
                 torch.autograd.backward(made, [gradient, gradient])
                 update.grad = stream.grad = None
 
-            return forward, backward
+            return draw, forward, backward
 
         return _Timed([passing(rows) for rows in self.rows], optimizer, self.device)
 
@@ -267,10 +274,10 @@ class Calibration:
         model.to(self.device)
         optimizer = Optimizer(model, OptimizerSettings(muon=self.muon), self.dtype, {})
 
-        def passing(rows: int) -> tuple[Callable[[], Sequence[Tensor]], Callable[[Sequence[Tensor]], None]]:
+        def passing(rows: int) -> _Passing:
             tokens = torch.randint(self.config.vocab_size, (rows, self.length), device=self.device)
             batch = Batch(tokens, tokens.roll(-1, 1), torch.ones_like(tokens))
-            return lambda: [next_token(model, batch).total], lambda made: made[0].backward()
+            return lambda: None, lambda: [next_token(model, batch).total], lambda made: made[0].backward()
 
         return _Timed([passing(rows) for rows in self.rows], optimizer, self.device)
 
@@ -278,12 +285,13 @@ class Calibration:
 class _Timed:
     """One part's forward and backward pass at two numbers of rows, and its update."""
 
-    def __init__(self, passes: Sequence[tuple[Any, Any]], optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(self, passes: Sequence[_Passing], optimizer: Optimizer, device: torch.device) -> None:
         self.passes, self.optimizer, self.device = passes, optimizer, device
         self.times: dict[str, list[float]] = {}
 
     def round(self) -> None:
-        for number, (forward, backward) in enumerate(self.passes):
+        for number, (draw, forward, backward) in enumerate(self.passes):
+            draw()
             made = self._time(f"forward {number}", forward)
             self._time(f"backward {number}", partial(backward, made))
             self._time(f"collect {number}", self.optimizer.collect)
