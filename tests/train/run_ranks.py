@@ -182,7 +182,7 @@ def begin(rank: int, phase: dict[str, Any], port: int) -> int:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if "life" in phase:
-        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT=str(phase["life"]))
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT=str(phase["life"] + rank))
     out = f"{phase['out']}-{rank}"
     os.dup2(os.open(f"{out}.err", os.O_CREAT | os.O_WRONLY), 2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the runner has it

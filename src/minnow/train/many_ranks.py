@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -151,10 +152,12 @@ def connected(parallel: Parallel) -> Iterator[Ranks]:
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank:
         progress.silence()
-    store = _connect(keep=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+    kept = _connect(keep=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+    life = _life(kept, rank, count)
+    store = dist.PrefixStore(life, kept)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=STUCK, store=store, rank=rank, world_size=count)
-    watch = Watch(_connect, rank, count)
+    watch = Watch(lambda: dist.PrefixStore(life, _connect()), rank, count)
     try:
         yield ManyRanks(parallel, watch)
         watch.leave()
@@ -185,6 +188,36 @@ def _end(cause: BaseException) -> NoReturn:
 def _connect(keep: bool = False) -> dist.Store:
     """A connection of its own to the ranks' store, which torchrun has or this process is to ``keep``."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun may keep its store when it starts the ranks again, and with it what the dead ones left there.
-    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"minnow/{life}", dist.TCPStore(address, port, is_master=keep, wait_for_workers=False))
+    return dist.PrefixStore("minnow", dist.TCPStore(address, port, is_master=keep, wait_for_workers=False))
+
+
+def _life(store: dist.Store, rank: int, count: int) -> str:
+    """A name that these ranks share and none before them had.
+
+    torchrun may keep its store when it starts the ranks again, and with it what the dead ones left there; how often it has
+    is another number on a host that came later. So the first rank makes a name, and tells it to each who calls now.
+
+    Raises:
+        UserError: some rank does not come.
+    """
+    deadline, name = time.monotonic() + STUCK.total_seconds(), uuid.uuid4().hex
+
+    def wait_for(keys: list[str]) -> None:
+        while not store.check(keys):
+            if rank == 0:
+                for caller in (other for other in range(1, count) if store.check([f"call/{other}"])):
+                    store.set(f"answer/{store.get(f'call/{caller}').decode()}", name)
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"rank {rank} waited {STUCK.total_seconds():.0f} s for the others to start; start all again"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    if rank == 0:
+        wait_for([f"heard/{name}/{other}" for other in range(1, count)])
+        return name
+    store.set(f"call/{rank}", name)  # whatever a dead rank called is answered too, and heard by nobody
+    wait_for([f"answer/{name}"])
+    told = store.get(f"answer/{name}").decode()
+    store.set(f"heard/{told}/{rank}", "")
+    return told
