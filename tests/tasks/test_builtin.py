@@ -242,6 +242,18 @@ def test_missing_data_is_a_sentence(tmp_path: Path) -> None:
         opened("sgd-slots", file)
 
 
+def test_what_is_counted_of_calls(tmp_path: Path) -> None:
+    write(tmp_path / "part_answers.jsonl", [WANTED])
+    _, (wanted,) = opened("bfcl", write(tmp_path / "part.jsonl", [ASKED]))
+    _, (irrelevant,) = opened("bfcl-irrelevance", write(tmp_path / "other.jsonl", [ASKED]))
+    texts = ("[geo.area(side=3)]", "[geo.area(side=4)]", "<|tool_call_start|>[geo.area(", "No.")
+    assert [judge(wanted, text).metrics for text in texts] == [
+        {"valid": valid, "right_call": right} for valid, right in ((1, 1), (1, 0), (0, 0), (0, 0))
+    ]
+    assert [judge(irrelevant, text).metrics for text in texts] == [{"refused": refused} for refused in (0, 0, 0, 1)]
+    assert [judge(irrelevant, text).correct for text in texts] == [False, False, True, True]
+
+
 def test_parts_of_definitions() -> None:
     assert slots("name[A, B], customer rating[5 out of 5]") == {"name": "A, B", "customer rating": "5 out of 5"}
     assert chosen("Answer: A. No: the answer is option D") == "D" and chosen("The answer is a number.") is None

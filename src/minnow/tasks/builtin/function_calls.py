@@ -83,19 +83,23 @@ def tool(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score(answer: Mapping[str, Any], text: str) -> Score:
-    """BFCL's verdict; ``answer`` holds the ``functions`` and the possible ``calls``, none of which means to refuse."""
+    """BFCL's verdict; ``answer`` holds the ``functions`` and the possible ``calls``, none of which means to refuse.
+
+    Metrics: ``valid`` and ``right_call`` where there is something to call; ``refused`` where there is not, which a call that
+    cannot be read is not, though it is correct by BFCL's rule.
+    """
     try:
         calls = parse_any_calls(text)
     except CallError as error:
         if not answer["calls"]:
-            return Score.of(True, "correct", valid=0.0)
-        return Score.of(False, str(error), valid=0.0)
+            return Score.of(True, "correct", refused=0.0)
+        return Score.of(False, str(error), valid=0.0, right_call=0.0)
     if not answer["calls"]:
         return Score.of(
             not calls, f"called {calls[0].name if calls else ''}, which does not help here", refused=float(not calls)
         )
     wrong = bfcl.fault(answer["functions"], answer["calls"], calls) if calls else "no call"
-    return Score.of(wrong is None, wrong or "", valid=float(bool(calls)))
+    return Score.of(wrong is None, wrong or "", valid=float(bool(calls)), right_call=float(wrong is None))
 
 
 # Drawn APIs: a verb and a thing make a function; its parameters are drawn from these, each with words for the question.
