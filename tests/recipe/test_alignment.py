@@ -8,8 +8,9 @@ from minnow.errors import UserError
 from minnow.recipe.stages.alignment import GateSettings
 
 
-def looks(*rates: float) -> list[dict[str, float]]:
-    return [{"step": 8 * place, "loop_rate": rate} for place, rate in enumerate(rates)]
+def looks(*rates: float, last: float = 0.7) -> list[dict[str, float]]:
+    found = [{"step": 8 * place, "loop_rate": rate, "task_score": 0.7} for place, rate in enumerate(rates)]
+    return [*found[:-1], found[-1] | {"task_score": last}]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,13 @@ def looks(*rates: float) -> list[dict[str, float]]:
 def test_training_ends_after_two_looks_in_a_row(rates: tuple[float, ...], best: int, ends: bool) -> None:
     assert GateSettings(stop_at=0.0).healed(looks(*rates), best) is ends
     assert not GateSettings().healed(looks(*rates), best)
+
+
+def test_of_looks_without_a_loop_the_last_weights_are_taken_unless_they_score_less() -> None:
+    settings = GateSettings(stop_at=0.0, tolerance=0.05)
+    assert settings.prefers_last(looks(0.3, 0.0, 0.0, last=0.66), 8)
+    assert not settings.prefers_last(looks(0.3, 0.0, 0.0, last=0.64), 8)
+    assert not settings.prefers_last(looks(0.3, 0.0, 0.1), 8)
 
 
 def test_one_look_is_enough_where_the_recipe_says_so() -> None:
