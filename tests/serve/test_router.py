@@ -144,6 +144,16 @@ def test_a_probe_reads_the_beginning_and_sets_its_own_threshold(tmp_path: Path) 
                 assert f"({shown:.2f}" in whole["route"]["reason"] and whole["choices"][0]["logprobs"] is None
 
 
+def test_the_probe_of_another_model_is_refused(tmp_path: Path) -> None:
+    Probe(np.ones(6), 0.0, 3).save(tmp_path / "probe.json")
+    with bad_server(lambda body, n: spoken(BIG)) as far:
+        policy = Policy(Cloud(far.url, "big"), Signal(0.5, probe=tmp_path / "probe.json"))
+        desk = Desk(Scripted(), Settings(), Metrics(), policy, UpstreamSource(far.url, "big"))
+        with running(create_app(desk)) as url:
+            answer = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "hello"}]})
+    assert answer.status_code == 500 and "width 3, and this one has 2" in answer.json()["error"]["message"]
+
+
 def test_a_call_that_is_unsure_goes_to_the_cloud() -> None:
     call = '<|tool_call_start|>[find(q="Velm")]<|tool_call_end|>'
     tool = {"type": "function", "function": {"name": "find", "parameters": {"q": "string"}}}

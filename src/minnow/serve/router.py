@@ -14,6 +14,7 @@ import numpy as np
 from minnow.agent import Tool
 from minnow.agent.tools import call_tool
 from minnow.data.calls import Call, render_calls
+from minnow.errors import UserError
 from minnow.serve.answering import Finished, answer
 from minnow.serve.bodies import Ask, prompt_text
 from minnow.serve.errors import ApiError
@@ -178,7 +179,10 @@ class Router:
         assert self._hidden is not None and prompt.ids is not None
         begun = b"".join(bytes(entry["bytes"]) for entry in entries[: self._probe.tokens])
         states = await self._hidden(prompt, begun.decode(errors="ignore"))
-        return self._probe(states[len(prompt.ids) - 1 :])
+        try:
+            return self._probe(states[len(prompt.ids) - 1 :])
+        except UserError as error:
+            raise ApiError(500, str(error), "wrong_probe") from error
 
     def _shown(self, part: Part, ask: Ask, decision: Decision, tried: list[str]) -> Piece | Taken | Looked | Routed:
         if isinstance(part, Finished):
