@@ -54,7 +54,8 @@ def fine_tuned(options: argparse.Namespace, checkpoint: Path, written: dict[str,
 
 
 def scores(file: Path, words: Tokenizer, written: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
-    prompts = prompts_of(parse_recipe(written | {"stages": {}}, stage_kinds()))
+    drawn = written | {"checkpoint": str(options.run), "stages": {"base": {"kind": "checkpoint"}}}
+    prompts = prompts_of(parse_recipe(drawn, stage_kinds()))
     tasks, loops = prompts.to_measure((), options.examples, options.loops)
     with LlamaEngine(file, words) as engine:
         scored = answer(engine, words, tasks, Sampling(0.0, max_new_tokens=384))
