@@ -1,9 +1,9 @@
 """One rank against two and four, over gloo on this machine's CPUs: the same tokens, the same losses?
 
 Trains small models from the same start on the same rows of packed documents, on one rank and laid out over 2 and 4: one of
-the LFM2 form by copies and by shards (FSDP2), one of the LFM2-MoE form with its experts shared out, and one of every mixer
-with its rows in parts; and each of them on 4 ranks and then 2, and on 2 and then 4. Prints how far each loss curve is from
-that of one rank, and whether the tokens of every step were the same; writes the same as JSON.
+the LFM2 form by copies, by shards (FSDP2) and with its rows in parts, one of the LFM2-MoE form with its experts shared out,
+and one of every mixer with its rows in parts; and on 4 ranks and then 2, and on 2 and then 4. Prints how far each loss curve
+is from that of one rank, and whether the tokens of every step were the same; writes the same as JSON.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from minnow.train.optimizer import OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import joined
 
-VOCABULARY, LENGTH, ROWS, WIDTH = 256, 64, 16, 64
+VOCABULARY, LENGTH, ROWS, WIDTH = 128, 32, 8, 32
 
-_CONV, _DENSE, _EXPERTS = ShortConv(), Dense(128), Experts(experts=8, active=2, width=64)
-_ATTENTION = Attention(heads=4, kv_heads=2, head_dim=16, rope=Rope(1e6))
+_CONV, _DENSE, _EXPERTS = ShortConv(), Dense(64), Experts(experts=8, active=2, width=32)
+_ATTENTION = Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(1e6))
 
 
 def _model(family: str, *layers: tuple[Mixer, FeedForward]) -> ModelConfig:
@@ -69,20 +69,21 @@ MODELS = {
         "minnow",
         (_CONV, _DENSE),
         (_ATTENTION, _EXPERTS),
-        (replace(_ATTENTION, window=24), _DENSE),
-        (GatedDelta(key_heads=2, value_heads=4, key_dim=16, value_dim=16), _DENSE),
-        (GatedLinear(heads=4, key_dim=16, value_dim=16), _DENSE),
+        (replace(_ATTENTION, window=12), _DENSE),
+        (GatedDelta(key_heads=2, value_heads=4, key_dim=8, value_dim=8), _DENSE),
+        (GatedLinear(heads=4, key_dim=8, value_dim=8), _DENSE),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Leg:
-    """Some ranks that train up to a share of the steps."""
+    """Some ranks that train up to a share of the steps, with ``moved`` from weights that are each off by a rounding."""
 
     ranks: int
     parallel: Parallel = field(default_factory=Parallel)
     share: float = 1.0
+    moved: bool = False
 
 
 def _change(first: Leg, then: Leg) -> list[Leg]:
@@ -92,18 +93,27 @@ def _change(first: Leg, then: Leg) -> list[Leg]:
 _COPIES = Parallel(shard=1)
 _EXPERT = {count: Leg(count, Parallel(expert=count)) for count in (2, 4)}
 _CONTEXT = {count: Leg(count, Parallel(context=count)) for count in (2, 4)}
+_PARTS = {
+    "context 2": [_CONTEXT[2]],
+    "context 4": [_CONTEXT[4]],
+    "context 4, then 2": _change(_CONTEXT[4], _CONTEXT[2]),
+    "context 2, then 4": _change(_CONTEXT[2], _CONTEXT[4]),
+}
 CHAINS: dict[str, dict[str, list[Leg]]] = {
     "LFM2": {
         "1 rank": [Leg(1)],
+        "1 rank, start moved": [Leg(1, moved=True)],
         "2 copies": [Leg(2, _COPIES)],
         "4 copies": [Leg(4, _COPIES)],
         "2 shards": [Leg(2)],
         "4 shards": [Leg(4)],
         "4 shards, then 2": _change(Leg(4), Leg(2)),
         "2 shards, then 4": _change(Leg(2), Leg(4)),
+        **_PARTS,
     },
     "LFM2-MoE": {
         "1 rank": [Leg(1)],
+        "1 rank, start moved": [Leg(1, moved=True)],
         "expert 2": [_EXPERT[2]],
         "expert 4": [_EXPERT[4]],
         "expert 2, data 2": [Leg(4, Parallel(expert=2))],
@@ -112,11 +122,9 @@ CHAINS: dict[str, dict[str, list[Leg]]] = {
     },
     "every mixer": {
         "1 rank": [Leg(1)],
-        "context 2": [_CONTEXT[2]],
-        "context 4": [_CONTEXT[4]],
+        "1 rank, start moved": [Leg(1, moved=True)],
+        **_PARTS,
         "context 2, data 2, expert 2": [Leg(4, Parallel(expert=2, context=2))],
-        "context 4, then 2": _change(_CONTEXT[4], _CONTEXT[2]),
-        "context 2, then 4": _change(_CONTEXT[2], _CONTEXT[4]),
     },
 }
 """By model: the legs of each training."""
@@ -136,6 +144,13 @@ def corpus() -> Packed:
     return Packed(tokens[:, :-1], targets, begins[:, :-1].cumsum(1).astype(np.int16))
 
 
+def _double_everything() -> None:
+    """Masters, gradients and their sums too, which are float32 otherwise."""
+    policy = torch.distributed.fsdp.MixedPrecisionPolicy
+    torch.distributed.fsdp.MixedPrecisionPolicy = lambda **given: policy(**given | {"reduce_dtype": torch.float64})  # type: ignore[misc,assignment]
+    torch.Tensor.float, torch.nn.Module.float = torch.Tensor.double, torch.nn.Module.double  # type: ignore[method-assign]
+
+
 def train(arguments: argparse.Namespace, name: str, leg: Leg, until: int, folder: Path, place: dict[str, int]) -> None:
     """What one rank does, a process of its own; it leaves its losses and what it has read beside the state.
 
@@ -143,10 +158,17 @@ def train(arguments: argparse.Namespace, name: str, leg: Leg, until: int, folder
         place: what torchrun would say of it.
     """
     os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    if arguments.dtype:
-        loop.compute_dtype = lambda: getattr(torch, arguments.dtype)
+    dtype = getattr(torch, arguments.dtype)
+    loop.compute_dtype = lambda: dtype
+    if dtype == torch.float64:
+        _double_everything()
     model = Backbone(MODELS[name])
     model.initialise(0)
+    if leg.moved:
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.double().parameters():
+                weight *= 1 + torch.finfo(dtype).eps * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
     loader = Loader(corpus(), ROWS, seed=0)
     lines: list[dict[str, Any]] = []
     with joined(leg.parallel) as ranks:
@@ -214,7 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="what passes compute in")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float64", "float32", "bfloat16"), help="what passes compute in"
+    )
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     parser.add_argument("--model", choices=MODELS, help="only this one")
     arguments = parser.parse_args()
