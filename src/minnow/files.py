@@ -99,3 +99,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist; check the path or run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or delete it and run again") from error
+
+
+def whole_pairs(text: str) -> str:
+    """``text`` with a replacement character for each half of a surrogate pair, which is valid JSON, and no text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -149,6 +149,13 @@ def test_twenty_thousand_pages_are_indexed_in_two_seconds() -> None:
     assert index.search(pages[12_345][1], 1)[0].title == pages[12_345][1]
 
 
+def test_half_a_surrogate_pair_is_no_character(tmp_path: Path) -> None:
+    index = SearchIndex.build([("a\ud800", "Bor\udfff", "Bor lies near the river Elm \ud83d.")], tmp_path / "pages.db")
+    (hit,) = index.search("river \ud800 Elm")
+    page = index.page("a\ud800")
+    assert page is not None and hit.id == page.id == "a\ufffd" and page.title == "Bor\ufffd" and "\ufffd." in page.text
+
+
 def test_bad_pages_and_files_are_user_errors(tmp_path: Path) -> None:
     path = tmp_path / "pages.db"
     with pytest.raises(UserError, match="no pages"):

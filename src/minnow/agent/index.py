@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.files import whole_file, whole_pairs
 
 TITLE_WEIGHT = 8.0
 """What a word in a title counts beside a word in the text, in BM25."""
@@ -118,7 +118,7 @@ class SearchIndex:
 
     def page(self, identity: str) -> Hit | None:
         """The page with this id; None where there is none."""
-        rows = self._run("SELECT id, title, text FROM page WHERE id = ?", identity)
+        rows = self._run("SELECT id, title, text FROM page WHERE id = ?", whole_pairs(identity))
         if not rows:
             return None
         found, title, text = rows[0]
@@ -225,11 +225,12 @@ def unique(pages: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, st
         UserError: there are none, or two of one id.
     """
     seen: set[str] = set()
-    for identity, title, text in pages:
+    for name, title, text in pages:
+        identity = whole_pairs(name)
         if identity in seen:
             raise UserError(f"two pages have the id {identity!r}; give every page its own")
         seen.add(identity)
-        yield identity, title, text
+        yield identity, whole_pairs(title), whole_pairs(text)
     if not seen:
         raise UserError("there are no pages to index; give at least one")
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from minnow.data.calls import CallError, parse_any_calls, without_calls
 from minnow.errors import UserError
+from minnow.files import whole_pairs
 from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
 from minnow.rollout.records import Sampling, per_prompt
 from minnow.rollout.reply import Reply, ReplyError
@@ -305,8 +306,7 @@ def _answer(
 ) -> TextAnswer:
     """The answer, once its events have ended."""
     text += "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in reply.calls)
-    # Escapes of half a surrogate pair are valid JSON, and no text.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = whole_pairs(text)
     if loop is not None:
         return TextAnswer(prompt.id, text, "loop", sampling, None, loop)
     tokens, ending = reply.usage.get("completion_tokens"), reply.ending()

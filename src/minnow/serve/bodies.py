@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minnow.data.calls import Call, check_name, render_calls
+from minnow.files import whole_pairs
 from minnow.serve.errors import ApiError
 from minnow.serve.schema import check, check_answer_schema, parameter_schema
 
@@ -286,18 +287,13 @@ def _checked(raw: bytes, schema: dict[str, Any]) -> dict[str, Any]:
 def _json(raw: bytes) -> Any:
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
-        return json.loads(_whole_pairs(json.dumps(value, ensure_ascii=False))) if _SURROGATE.search(raw) else value
+        return json.loads(whole_pairs(json.dumps(value, ensure_ascii=False))) if _SURROGATE.search(raw) else value
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", "invalid_utf8") from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deep", "invalid_json") from error
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from error
-
-
-def _whole_pairs(text: str) -> str:
-    """Half a surrogate pair is valid JSON, and no text."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _refuse(constant: str) -> None:
@@ -319,7 +315,7 @@ def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
             where = f"messages[{place}].tool_calls"
             raise ApiError(400, f"{where} cannot be read: {error}", "invalid_value", where) from error
     # The arguments of a call are JSON inside JSON, whose escapes have been read only now.
-    return {"role": "system" if role == "developer" else role, "content": _whole_pairs(content)}
+    return {"role": "system" if role == "developer" else role, "content": whole_pairs(content)}
 
 
 def _call(function: dict[str, Any]) -> Call:
