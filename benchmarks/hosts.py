@@ -132,7 +132,9 @@ class Cluster:
             "--mount-proc",
             "--uts",
         ]
-        environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+        # torchrun remembers the first store that its ranks shared, also once another host has the first rank.
+        shared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"} | shared
         with log.open("ab") as out:
             self.running[name] = subprocess.Popen(
                 [*whole, "sh", "-c", wrapped, "sh", *command], stdout=out, stderr=out, env=environment
