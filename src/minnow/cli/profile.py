@@ -10,18 +10,22 @@ import tyro
 
 from minnow.cli.models import resolve_model
 from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.text_models import Server, open_server
 from minnow.device.bench import Engine
 from minnow.device.card import device_card
+from minnow.device.machine import describe_machine
 from minnow.device.operators import operator_costs
 from minnow.device.profile import profile as profile_models
 from minnow.device.remote import device_script, read_remote
+from minnow.device.server_profile import profile_server
 from minnow.errors import UserError
 from minnow.files import whole_file
 from minnow.model.presets import find_preset
+from minnow.rollout.server_engine import ServerEngine
 
 
 def profile(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL|FILE.gguf|NAME …")] = (),
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL|FILE.gguf|NAME|URL …")] = (),
     /,
     engine: Engine = "llama.cpp",
     kind: Annotated[str, tyro.conf.arg(name="type", metavar="TYPE")] = "Q4_0",
@@ -30,6 +34,7 @@ def profile(
     depths: tuple[int, ...] = (128, 512),
     answer: int = 256,
     repeats: int = 5,
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     print_script: bool = False,
     read: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE …")] = (),
@@ -44,7 +49,8 @@ def profile(
     10%, or were taken while other processes held the cores, are marked noisy.
 
     Args:
-        models: GGUF files; checkpoint, stage or run folders; published shapes by name (lfm2-350m), with random weights.
+        models: GGUF files; checkpoint, stage or run folders; published shapes by name (lfm2-350m), with random weights;
+            addresses of OpenAI-compatible servers (http://localhost:8080/v1).
         engine: llama.cpp, or Minnow's own kernels in torch.
         kind: GGUF type that folders and names are written in for llama.cpp.
         threads: for prefill and decode; by default all usable cores.
@@ -52,6 +58,7 @@ def profile(
         depths: tokens already in context when decoding is timed.
         answer: tokens decoded at each depth.
         repeats: timed repeats, at least 2.
+        model: the name a server knows its model by; its API key is read from MINNOW_API_KEY.
         out: also write card.md, card.html and profile.json into this folder.
         print_script: print a shell script that measures on a phone or board with llama-bench, and measure nothing.
         read: what that script printed, to stand beside the models.
@@ -71,8 +78,15 @@ def profile(
     if not models and not read:
         raise UserError("name at least one GGUF file, model folder or published shape to profile")
     found: dict[str, Any] = {}
-    if models:
-        found = profile_models([_subject(m) for m in models], threads, prompts, depths, repeats, answer, engine, kind)
+    servers = [source for source in models if ServerEngine.is_address(source)]
+    if model is not None and not servers:
+        raise UserError(f"--model names a server's model, and {', '.join(models)} is no address; leave --model out")
+    local = [_subject(source) for source in models if source not in servers]
+    if local:
+        found = profile_models(local, threads, prompts, depths, repeats, answer, engine, kind)
+    for url in servers:
+        entry = profile_server(open_server(url, Server(model)), prompts, depths, repeats, answer)
+        found = {"machine": describe_machine(), "files": [*found.get("files", []), entry]}
     for one in map(read_remote, read):
         found = {"machine": found.get("machine") or one["machine"], "files": [*found.get("files", []), *one["files"]]}
     card = device_card(found)

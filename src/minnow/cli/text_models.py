@@ -76,11 +76,8 @@ def open_text_model(
         UserError: as there; a server without the name of a model, or a name without a server.
     """
     if ServerEngine.is_address(source):
-        if server.model is None:
-            raise UserError(f"{source} is a server; say which of its models to measure with --model NAME")
-        key = os.environ.get(server.key_variable)
-        engine = ServerEngine(source, server.model, server.concurrency, server.timeout, api_key=key)
-        yield TextModel(f"{server.model} at {engine.url}", SERVER, engine)
+        engine = open_server(source, server)
+        yield TextModel(f"{engine.model} at {engine.url}", SERVER, engine)
         return
     if server.model is not None:
         raise UserError(f"--model names a server's model, and {source} is no address; leave --model out")
@@ -89,6 +86,14 @@ def open_text_model(
         yield TextModel(
             str(opened.path), opened.runtime, local, opened.path, opened.tokenizer, opened.context, opened.run
         )
+
+
+def open_server(url: str, server: Server) -> ServerEngine:
+    """The model that ``server`` names at ``url``; UserError where it names none."""
+    if server.model is None:
+        raise UserError(f"{url} is a server; say which of its models to measure with --model NAME")
+    key = os.environ.get(server.key_variable)
+    return ServerEngine(url, server.model, server.concurrency, server.timeout, api_key=key)
 
 
 def scorer_of(opened: TextModel) -> Scorer:

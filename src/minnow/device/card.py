@@ -40,10 +40,10 @@ def card_rows(files: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         return found
 
     rows = [
-        ("type", [file["type"] for file in files]),
-        ("parameters", [f"{file['parameters'] / 1e6:,.1f}M" for file in files]),
-        ("size", [f"{file['bytes'] / 1e6:,.2f} MB" for file in files]),
-        ("engine, threads", [f"{file['engine']}, {file['threads']}" for file in files]),
+        ("type", [file["type"] or "–" for file in files]),
+        ("parameters", [f"{file['parameters'] / 1e6:,.1f}M" if file["parameters"] else "–" for file in files]),
+        ("size", [f"{file['bytes'] / 1e6:,.2f} MB" if file["bytes"] else "–" for file in files]),
+        ("engine, threads", [f"{file['engine']}, {file['threads'] or '–'}" for file in files]),
         ("load", [_milliseconds(file["load_seconds"]) for file in files]),
     ]
     rows += [(f"TTFT at {n}", cells) for n, cells in by("prefill", "tokens", "ttft_ms", "{:,.1f} ms")]

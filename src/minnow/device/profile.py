@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,18 +190,29 @@ def _measured(
         "peak_rss_bytes": max(each["peak"] for each in memory),
         "peak_rss_before_bytes": max(each["before"] for each in memory),
         "memory": memory,
-        "prefill": [prefill_entry(n, [each.ttft_ms for each in runs[n]]) for n in lengths],
-        "decode": [decode_entry(n, [each.token_ms[:_DECODED] for each in runs[n]]) for n in depths],
-        "end_to_end": [_end_to_end(n, answer, runs[n]) for n in depths],
-        "pipette": _pipette(runs, lengths, depths, answer) | {f"max_memory_usage_{m['tokens']}": m["peak"] for m in memory},
+        **figures(runs, lengths, depths, answer),
         "load_average": {"before": load_before, "after": load_average()},
         "steal_share": steal_share(steal_before, cpu_ticks()),
         "energy_joules": None if energy is None or energy_before is None else energy - energy_before,
     }  # fmt: skip
+    entry["pipette"] |= {f"max_memory_usage_{m['tokens']}": m["peak"] for m in memory}
     waited = threads == 1 and min(each.cpu_share for found in runs.values() for each in found) < _WAITED
     spread = max(each["spread"] for each in entry["prefill"] + entry["decode"])
     entry["noise"] = noise(spread, load_before > usable_cores() - threads + _LOAD_SLACK, waited)
     return entry | {"noisy": bool(entry["noise"])}
+
+
+def figures(
+    runs: Mapping[int, Sequence[Timing]], lengths: Sequence[int], depths: Sequence[int], answer: int
+) -> dict[str, Any]:
+    """``prefill``, ``decode``, ``end_to_end`` and ``pipette`` of runs by prompt length, each with ``answer`` tokens more at
+    ``depths``."""
+    return {
+        "prefill": [prefill_entry(n, [each.ttft_ms for each in runs[n]]) for n in lengths],
+        "decode": [decode_entry(n, [each.token_ms[:_DECODED] for each in runs[n]]) for n in depths],
+        "end_to_end": [_end_to_end(n, answer, runs[n]) for n in depths],
+        "pipette": _pipette(runs, lengths, depths, answer),
+    }
 
 
 def noise(spread: float, loaded: bool, waited: bool) -> list[str]:
@@ -244,7 +255,7 @@ def _end_to_end(depth: int, answer: int, runs: Sequence[Timing]) -> dict[str, An
 
 
 def _pipette(
-    runs: dict[int, list[Timing]], lengths: Sequence[int], depths: Sequence[int], answer: int
+    runs: Mapping[int, Sequence[Timing]], lengths: Sequence[int], depths: Sequence[int], answer: int
 ) -> dict[str, Any]:
     """Throughput in tokens per second and latency in seconds, by Pipette's names."""
     found: dict[str, Any] = {}

@@ -12,7 +12,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from queue import Queue
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -157,7 +158,33 @@ class ServerEngine:
                     break
         return _failed(prompt, sampling, sentence), True
 
+    def stream(self, prompt: ChatPrompt, sampling: Sampling, reply: Reply, **more: Any) -> Iterator[str]:
+        """The text of one answer as it comes, piece by piece, and ``reply`` with what else came; asked once.
+
+        Args:
+            more: fields of the request besides those of ``sampling``.
+
+        Raises:
+            UserError: the server refuses or fails.
+        """
+        try:
+            yield from self._pieces(prompt, sampling, reply, **more)
+        except (_Retry, _Refused) as error:
+            raise UserError(f"{self.url} gave no answer ({error}); see to the server") from error
+
     def _ask(self, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
+        most = _MOST_A_TOKEN * sampling.max_new_tokens
+        watch = TextWatch(persistence=CHARACTERS_A_TOKEN * sampling.persistence) if sampling.stop_on_loop else None
+        reply, text, loop = Reply(), "", None
+        with closing(self._pieces(prompt, sampling, reply)) as pieces:
+            for piece in pieces:
+                text += piece
+                loop = watch.push(piece) if watch is not None and piece else None
+                if loop is not None or len(text) > most:
+                    break
+        return _answer(reply, prompt, sampling, text, loop, most)
+
+    def _pieces(self, prompt: ChatPrompt, sampling: Sampling, reply: Reply, **more: Any) -> Generator[str]:
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -165,6 +192,7 @@ class ServerEngine:
             "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **more,
         }
         if sampling.until:
             body["stop"] = list(sampling.until[:_MOST_STOPS])
@@ -178,7 +206,10 @@ class ServerEngine:
         request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
         try:
             with self._open(request, timeout=self.timeout) as response:
-                return self._read(response, prompt, sampling)
+                streams = response.headers.get_content_type() == "text/event-stream"
+                yield from map(reply.take, self._events(response) if streams else _whole(response))
+        except ReplyError as error:
+            raise _Retry(str(error)) from error
         except urllib.error.HTTPError as error:
             raise self._reason(error) from error
         except TimeoutError as error:
@@ -207,22 +238,6 @@ class ServerEngine:
                 f"{self.url} has no model {self.model!r}, or is not where the API begins ({sentence}); check both"
             )
         return _Refused(sentence)
-
-    def _read(self, response: Any, prompt: ChatPrompt, sampling: Sampling) -> TextAnswer:
-        most = _MOST_A_TOKEN * sampling.max_new_tokens
-        watch = TextWatch(persistence=CHARACTERS_A_TOKEN * sampling.persistence) if sampling.stop_on_loop else None
-        reply, text, loop = Reply(), "", None
-        streams = response.headers.get_content_type() == "text/event-stream"
-        for event in self._events(response) if streams else _whole(response):
-            try:
-                piece = reply.take(event)
-            except ReplyError as error:
-                raise _Retry(str(error)) from error
-            text += piece
-            loop = watch.push(piece) if watch is not None and piece else None
-            if loop is not None or len(text) > most:
-                break
-        return _answer(reply, prompt, sampling, text, loop, most)
 
     def _events(self, response: IO[bytes]) -> Iterator[dict[str, Any]]:
         """The JSON objects of a stream of server-sent events, up to ``[DONE]``."""

@@ -58,7 +58,8 @@ def _flag(file: dict[str, Any]) -> Markup | None:
 
 
 def _build(file: dict[str, Any]) -> str:
-    return f"{file['runtime']}, {file['threads']} threads: {file['runtime_build']}"
+    threads = f", {file['threads']} threads" if file["threads"] else ""
+    return f"{file['runtime']}{threads}: {file['runtime_build']}"
 
 
 def _speeds(files: list[dict[str, Any]]) -> Markup:
@@ -81,7 +82,7 @@ def _speeds(files: list[dict[str, Any]]) -> Markup:
 
 def _memory(files: list[dict[str, Any]]) -> Markup:
     """Peaks split by what was held, each bar as long as its share of the largest."""
-    most = max(file["peak_rss_bytes"] for file in files if file["peak_rss_bytes"]) if files else 1
+    most = max((file["peak_rss_bytes"] for file in files if file["peak_rss_bytes"]), default=1)
     rows = []
     for file in files:
         peak, parts = file["peak_rss_bytes"], peak_memory(file)
