@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minnow.cli.main import main
 from minnow.device import folder_export
+from minnow.device.bench_worker import OnnxRunner
+from minnow.device.card import device_card
 from minnow.device.folder_export import FORMATS, plan_folder
 from minnow.device.parity import check_parity
+from minnow.device.profile import profile
 from minnow.device.runtimes import FolderRuntime
 from minnow.errors import UserError
 
@@ -56,6 +60,25 @@ def test_greedy_answers_and_ends_are_those_of_log_probs(answer: dict[str, Any]) 
         assert whole.tokens == told.tolist()[: len(whole.tokens)] and whole.finish == "length"
         (cut,) = runtime.generate([SEQUENCE], 12, stop=[whole.tokens[3]])
         assert cut.tokens == whole.tokens[: whole.tokens.index(whole.tokens[3]) + 1] and cut.finish == "stop"
+
+
+def test_an_onnx_folder_is_profiled(answer: dict[str, Any]) -> None:
+    plain, rounded = (Path(file["file"]) for file in answer["files"])
+    if not (plain / "genai_config.json").exists():
+        pytest.skip("of ONNX")
+    runner = OnnxRunner(str(plain), 128, 1)
+    with FolderRuntime(plain) as runtime:
+        (expected,) = runtime.generate([SEQUENCE], 4, stop=[])
+    told = [runner.prefill(np.array(SEQUENCE))]
+    while len(told) < 4:
+        told.append(runner.step(told[-1]))
+    assert told == expected.tokens
+    (found,) = profile(rounded, 1, prompts=(16,), decode_depths=(16,), repeats=2, answer=4)["files"]
+    assert (found["engine"], found["file"], found["bytes"]) == ("onnx", rounded.name, answer["files"][1]["bytes"])
+    assert found["prefill"][0]["tokens_per_second"] > 0 and "onnxruntime-genai" in found["runtime"]
+    assert rounded.name in device_card({"machine": {"cpu": "c", "usable_cores": 1, "system": "s"}, "files": [found]})
+    with pytest.raises(UserError, match="only onnxruntime-genai runs; leave out --engine torch"):
+        profile(rounded, 1, engine="torch")
 
 
 def test_another_checkpoint_is_told_apart(

@@ -14,6 +14,7 @@ from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 
 Engine = Literal["llama.cpp", "torch"]
+"""What runs files, folders and shapes; a folder written for onnxruntime-genai is run by that."""
 
 # Parts of llama.cpp's memory, by what its log calls their buffers.
 _BUFFERS = {
@@ -52,7 +53,7 @@ class Bench(WorkerProcess):
 
     Args:
         model: a GGUF file (``llama.cpp``), or a checkpoint folder or one with a ``config.json`` alone (``torch``, random
-            weights then).
+            weights then), or a folder for onnxruntime-genai (``onnx``).
         positions: prompt and answer together, of the longest run.
         threads: for prefill and decode alike.
 
@@ -60,7 +61,7 @@ class Bench(WorkerProcess):
         UserError: the runtime is missing or the worker died, as an assertion inside llama.cpp makes it.
     """
 
-    def __init__(self, engine: Engine, model: Path, positions: int, threads: int) -> None:
+    def __init__(self, engine: Engine | Literal["onnx"], model: Path, positions: int, threads: int) -> None:
         super().__init__("minnow.device.bench_worker", OMP_NUM_THREADS=str(threads))
         self.model = model
         try:

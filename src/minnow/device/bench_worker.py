@@ -115,7 +115,38 @@ class TorchRunner:
         }
 
 
-_RUNNERS: dict[str, Callable[[str, int, int], Runner]] = {"llama.cpp": LlamaRunner, "torch": TorchRunner}
+class OnnxRunner:
+    """A folder that ``minnow export --to onnx`` wrote, under onnxruntime-genai."""
+
+    def __init__(self, model: str, positions: int, threads: int) -> None:
+        from minnow.device.folder_worker import OnnxNetwork
+
+        self._network, self._positions = OnnxNetwork(Path(model), threads), positions
+        self.vocab_size = self._network.settings["vocab_size"]
+
+    def prefill(self, ids: np.ndarray) -> int:
+        self._generator = self._network.generator(self._positions)
+        return self._after(ids.tolist())
+
+    def step(self, token: int) -> int:
+        return self._after([token])
+
+    def _after(self, ids: list[int]) -> int:
+        self._generator.append_tokens(ids)
+        return int(self._generator.get_logits()[0, -1].argmax())
+
+    def facts(self) -> dict[str, Any]:
+        import onnxruntime
+
+        build = f"onnxruntime {onnxruntime.__version__}, {onnxruntime.get_build_info()}"
+        return {"runtime": f"onnxruntime-genai {self._network.version}", "runtime_build": build, "memory": {}}
+
+
+_RUNNERS: dict[str, Callable[[str, int, int], Runner]] = {
+    "llama.cpp": LlamaRunner,
+    "torch": TorchRunner,
+    "onnx": OnnxRunner,
+}
 
 
 def _time(runner: Runner, ids: np.ndarray, answer: int) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from minnow.model.config import Attention, ModelConfig, Rope
 from minnow.model.foreign import is_foreign
 from minnow.model.tensor_files import stored_tensors
 
+GENAI_SETTINGS = "genai_config.json"
+"""Of a folder for onnxruntime-genai, which is known by it."""
+
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "INT8": 4, "INT4": 4, "Q8": 2, "Q4": 2}
 """Of a weight that stays as it is: what quantised files keep of the embedding. At most, therefore."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from minnow.device.folder_export import GENAI_SETTINGS
 from minnow.device.llama_worker import log_softmax
 from minnow.device.worker_process import serve
 from minnow.files import read_json
@@ -45,26 +46,28 @@ class OnnxNetwork:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = onnxruntime_genai.Model(config)
         self._words = onnxruntime_genai.Tokenizer(self._model)
-        ends = read_json(folder / "genai_config.json")["model"]["eos_token_id"]
+        self.settings, self.version = read_json(folder / GENAI_SETTINGS)["model"], onnxruntime_genai.__version__
+        ends = self.settings["eos_token_id"]
         self.ends = set(ends if isinstance(ends, list) else [ends])
 
     def tokenize(self, text: str) -> list[int]:
         return [int(each) for each in self._words.encode(text)]
 
     def read(self, parts: list[list[int]]) -> Iterator[np.ndarray]:
-        generator = self._generator(sum(map(len, parts)) + 1)
+        generator = self.generator(sum(map(len, parts)) + 1)
         for part in parts:
             generator.append_tokens(part)
             yield generator.get_output("logits")[0]
 
     def answer(self, prompt: list[int], room: int) -> Iterator[int]:
-        generator = self._generator(len(prompt) + room)
+        generator = self.generator(len(prompt) + room)
         generator.append_tokens(prompt)
         while not generator.is_done():
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 
-    def _generator(self, positions: int) -> Any:
+    def generator(self, positions: int) -> Any:
+        """A sequence of at most ``positions`` tokens, greedily continued."""
         parameters = self._runtime.GeneratorParams(self._model)
         parameters.set_search_options(max_length=positions, do_sample=False)
         return self._runtime.Generator(self._model, parameters)
@@ -103,7 +106,7 @@ class Worker:
     """The operations; every public method is one."""
 
     def load(self, folder: str, threads: int) -> None:
-        made = OnnxNetwork if (Path(folder) / "genai_config.json").exists() else MlxNetwork
+        made = OnnxNetwork if (Path(folder) / GENAI_SETTINGS).exists() else MlxNetwork
         self._network: Network = made(Path(folder), threads)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:

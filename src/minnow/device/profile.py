@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from minnow.device.bench import Bench, Engine, Timing, interleaved
+from minnow.device.folder_export import GENAI_SETTINGS
 from minnow.device.gguf_export import export_gguf, gguf_metadata
 from minnow.device.machine import (
     cpu_ticks,
@@ -46,9 +47,10 @@ class _Subject:
 
     name: str
     path: Path
-    type: str
+    engine: Engine | Literal["onnx"]
+    type: str | None
     bytes: int
-    parameters: int
+    parameters: int | None
     context: int
 
 
@@ -62,7 +64,7 @@ def profile(
     engine: Engine = "llama.cpp",
     kind: str = "F16",
 ) -> dict[str, Any]:
-    """Measure models: GGUF files, checkpoint folders, or published shapes by name, which get random weights.
+    """Measure models: GGUF files, checkpoint folders, folders for onnxruntime-genai, or published shapes by name, which get random weights.
 
     Args:
         threads: for prefill and decode; all usable cores by default.
@@ -105,7 +107,7 @@ def profile(
                     f"no prompt of {list(prompts)} or no depth of {list(decode_depths)} tokens and {answer} more fits "
                     f"the context of {subject.context} of {subject.name}; ask for shorter ones"
                 )
-            entries.append(_measured(subject, engine, threads, lengths, depths, repeats, answer))
+            entries.append(_measured(subject, threads, lengths, depths, repeats, answer))
     return {"machine": describe_machine(), "files": entries}
 
 
@@ -117,7 +119,14 @@ def _opened(model: Path | str, engine: Engine, kind: str) -> Iterator[_Subject]:
         if engine != "llama.cpp":
             raise UserError(f"{model} is a GGUF file, which only llama.cpp runs; leave out --engine {engine}")
         size = model.stat().st_size
-        yield _Subject(model.name, model, facts["type"], size, facts["parameters"], facts["context_length"])
+        yield _Subject(model.name, model, engine, facts["type"], size, facts["parameters"], facts["context_length"])
+        return
+    if isinstance(model, Path) and (model / GENAI_SETTINGS).exists():
+        if engine != "llama.cpp":
+            raise UserError(f"{model} is a folder that only onnxruntime-genai runs; leave out --engine {engine}")
+        context = read_json(model / GENAI_SETTINGS)["model"]["context_length"]
+        size = sum(file.stat().st_size for file in model.iterdir())
+        yield _Subject(model.name, model, "onnx", None, size, None, context)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield _written(model, engine, kind, Path(folder))
@@ -129,10 +138,12 @@ def _written(model: Path | str, engine: Engine, kind: str, folder: Path) -> _Sub
         if engine == "torch":
             config = ModelConfig.from_hf(read_json(model / "config.json"))
             size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-            return _Subject(name, model, "checkpoint", size, _parameters(config), config.max_positions)
+            return _Subject(name, model, engine, "checkpoint", size, _parameters(config), config.max_positions)
         file = export_gguf(model, folder / f"{name}-{kind}.gguf", kind).file
         facts = gguf_metadata(file)
-        return _Subject(file.name, file, kind, file.stat().st_size, facts["parameters"], facts["context_length"])
+        return _Subject(
+            file.name, file, engine, kind, file.stat().st_size, facts["parameters"], facts["context_length"]
+        )
     preset = find_preset(model)
     if preset is None:
         raise UserError(
@@ -141,10 +152,10 @@ def _written(model: Path | str, engine: Engine, kind: str, folder: Path) -> _Sub
     if engine == "torch":
         (folder / "config.json").write_text(json.dumps(preset.to_hf()))
         count = _parameters(preset)
-        return _Subject(model, folder, "random", 2 * count, count, preset.max_positions)
+        return _Subject(model, folder, engine, "random", 2 * count, count, preset.max_positions)
     file = folder / f"{model}-{kind}.gguf"
     size = write_random_gguf(preset, file, kind)
-    return _Subject(f"{model} (random weights)", file, kind, size, _parameters(preset), preset.max_positions)
+    return _Subject(f"{model} (random weights)", file, engine, kind, size, _parameters(preset), preset.max_positions)
 
 
 def _parameters(config: ModelConfig) -> int:
@@ -153,7 +164,6 @@ def _parameters(config: ModelConfig) -> int:
 
 def _measured(
     subject: _Subject,
-    engine: Engine,
     threads: int,
     lengths: Sequence[int],
     depths: Sequence[int],
@@ -169,7 +179,7 @@ def _measured(
     with track(len(every), f"profile {subject.name}", "lengths") as bar:
         for n in every:
             asked = answer if n in depths else 0
-            with Bench(engine, subject.path, n + asked + 1, threads) as bench:
+            with Bench(subject.engine, subject.path, n + asked + 1, threads) as bench:
                 (runs[n],) = interleaved([bench], n, asked, repeats)
                 memory.append({"tokens": n, **bench.memory()})
                 loads.append(bench.opened["load_seconds"])
@@ -181,7 +191,7 @@ def _measured(
         "type": subject.type,
         "bytes": subject.bytes,
         "parameters": subject.parameters,
-        "engine": engine,
+        "engine": subject.engine,
         "threads": threads,
         "repeats": repeats,
         "runtime": facts["runtime"],
