@@ -117,7 +117,7 @@ def shapes(words: Tokenizer) -> dict[str, ModelConfig]:
     experts = Experts(8, 2, WIDTH)
 
     def config(family: str, mixers: list[Mixer], **more: Any) -> ModelConfig:
-        layers = [LayerConfig(mixer, dense) for mixer in mixers]
+        layers = [LayerConfig(mixer, Dense(3 * WIDTH, "gelu") if more.get("sandwich") else dense) for mixer in mixers]
         if family == "lfm2_moe":
             layers[2:] = [LayerConfig(mixer, experts) for mixer in mixers[2:]]
         rows = -(-words.vocab_size // 32) * 32
