@@ -96,7 +96,7 @@ FORMATS = {
     "mlx": Format(
         "mlx",
         ("mlx", "mlx_lm"),
-        ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3_text"),
+        ("lfm2", "lfm2_moe", "llama", "qwen3"),
         {
             "F32": ("--dtype", "float32"),
             "F16": ("--dtype", "float16"),
@@ -114,7 +114,11 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A folder that could be written: all is checked but what the converter itself finds."""
+    """A folder that could be written: all is checked but what the converter itself finds.
+
+    Attributes:
+        bytes: of the folder, at most, its graph left out.
+    """
 
     checkpoint: Path
     format: Format
@@ -171,8 +175,14 @@ def plan_folder(checkpoint: Path, format: Format, type: str) -> FolderPlan:
             f"{type} rounds {format.group} weights together, and the rows of {checkpoint} are {config.hidden_size} wide; "
             f"choose F16, or a width that is a multiple of {format.group}"
         )
-    entries = sum(tensor.entries for tensor in stored_tensors(weight_files(checkpoint)).values())
-    return FolderPlan(checkpoint, format, type, _BYTES[type] * entries)
+    weights = weight_files(checkpoint)
+    entries = (
+        sum(tensor.entries for tensor in stored_tensors(weights).values()) + config.vocab_size * config.hidden_size
+    )
+    # Cosines and sines of all positions, of two rotations at most; tokenizer and settings.
+    widest = max((layer.mixer.head_dim for layer in config.layers if isinstance(layer.mixer, Attention)), default=0)
+    others = sum(file.stat().st_size for file in checkpoint.iterdir() if file.is_file() and file not in weights)
+    return FolderPlan(checkpoint, format, type, _BYTES[type] * entries + 8 * config.max_positions * widest + others)
 
 
 def _restated(checkpoint: Path, format: Format, place: Path) -> Path:

@@ -68,8 +68,10 @@ class OnnxNetwork:
 
     def generator(self, positions: int) -> Any:
         """A sequence of at most ``positions`` tokens, greedily continued."""
+        window = self.settings["decoder"].get("sliding_window", {}).get("window_size", 0)
         parameters = self._runtime.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=positions, do_sample=False)
+        # The cache is as long as that, and no kernel takes one that is shorter than its window.
+        parameters.set_search_options(max_length=max(positions, window), do_sample=False)
         return self._runtime.Generator(self._model, parameters)
 
 
