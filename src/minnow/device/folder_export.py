@@ -79,8 +79,14 @@ def _onnx_settings(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mlx_settings(written: Mapping[str, Any]) -> dict[str, Any]:
-    # mlx-lm does not load an LFM2 without it, and transformers 5 does not write it.
-    return {"block_dim": written["hidden_size"]} if written["model_type"].startswith("lfm2") else {}
+    # What transformers 5 does not write, or writes elsewhere: without the first no LFM2 is loaded, and a Llama reads its
+    # rotation only here.
+    rope = written.get("rope_parameters") or {}
+    found: dict[str, Any] = {"block_dim": written["hidden_size"]} if written["model_type"].startswith("lfm2") else {}
+    if "rope_theta" in rope:
+        found |= {"rope_theta": rope["rope_theta"]}
+        found |= {"rope_scaling": rope} if rope.get("rope_type", "default") != "default" else {}
+    return found
 
 
 FORMATS = {
