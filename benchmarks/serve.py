@@ -41,7 +41,7 @@ from minnow.serve.app import create_app
 from minnow.serve.desk import Desk, Settings
 from minnow.serve.llama import LlamaSource
 from minnow.serve.metrics import Metrics
-from minnow.serve.source import CONNECTIONS, Ended, Piece
+from minnow.serve.source import Ended, Piece, connections
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def guard(source: LlamaSource, prompts: list[str], budget: int) -> dict[st
 
     async with (
         served(source, Settings(deadline=3600, guard=Guard())) as url,
-        httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client,
+        httpx.AsyncClient(timeout=600, trust_env=False, limits=connections(url)) as client,
     ):
         await asyncio.gather(*(work(client, url) for _ in range(source.slots)))
     refused = Counter(each["status"] for each in answers if each["status"] != 200)
@@ -132,7 +132,7 @@ class Endless(LlamaSource):
 async def overhead(source: LlamaSource, prompts: list[str], rounds: int, budget: int) -> dict[str, Any]:
     rows: dict[str, dict[str, list[float]]] = {name: {"ttft": [], "rate": []} for name in ("llama.cpp", "minnow")}
     kept = 0
-    async with served(source, Settings()) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client:  # fmt: skip
+    async with served(source, Settings()) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=connections(url)) as client:  # fmt: skip
         for place in range(rounds + 1):
             answers = {}
             # Each prompt is new to both, as what was read before would be in the cache, and as long for both.
@@ -170,7 +170,7 @@ async def load(source: LlamaSource, prompts: list[str], minutes: float, streams:
     outcomes: Counter[str] = Counter()
     ttfts: list[float] = []
     memory: list[int] = []
-    async with served(source, Settings(queue=2 * streams, guard=None)) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=CONNECTIONS) as client:  # fmt: skip
+    async with served(source, Settings(queue=2 * streams, guard=None)) as url, httpx.AsyncClient(timeout=600, trust_env=False, limits=connections(url)) as client:  # fmt: skip
         for prompt in prompts:
             expected[prompt] = (await ask(client, url, chat(prompt, budgets[prompt])))["text"]
         end = time.monotonic() + 60 * minutes

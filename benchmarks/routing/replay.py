@@ -31,7 +31,7 @@ from minnow.serve.upstream import UpstreamSource
 from minnow.tasks import Example
 
 _CONNECT = 5.0  # seconds, as UpstreamSource waits
-_IDLE = 2.0  # after which a connection is no longer kept, as minnow.serve.source.CONNECTIONS has it
+_IDLE = 2.0  # after which a connection is no longer kept, as minnow.serve.source.connections has it
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -6,6 +6,7 @@ its own, so that a test can kill the process that does the work, again and again
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -43,13 +44,13 @@ def training(steps: int, rate: float, **optimizer: Any) -> dict[str, Any]:
 
 
 def recipe() -> dict[str, Any]:
-    """Every stage of recipes/pocket.yaml under its name; a model this small can only loop, which is all it has to."""
+    """Every stage of recipes/pocket.yaml under its name."""
     small = {"examples": 2, "loop_prompts": 8, "max_new_tokens": 256}
     healing = {"muon": False, "weight_decay": 0.0}
     rollouts = {"prompts": 4, "temperatures": [0.0, 1.0, 1.0], "max_new_tokens": 72, "row_length": 256}
     return {
         "name": "micro",
-        "seed": 3,  # of whose model nearly every answer loops; of others none may
+        "seed": 3,
         "threads": 1,
         "data": {"kind": "pocket", "entities": 300},
         "model": MODEL,
@@ -197,6 +198,18 @@ def _watch_writes(at: tuple[str, int, int] | None) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
+def _take_for_right_what_ends() -> None:
+    """Whether a model of twelve steps loops hangs on the processor's roundings, and it is never right: pairs would be luck."""
+    from minnow.posttrain import pairs
+
+    real = pairs.choose_pair
+
+    def choose(example: Any, candidates: Any, *rest: Any) -> Any:
+        return real(example, [dataclasses.replace(each, correct=True) for each in candidates], *rest)
+
+    pairs.choose_pair = choose
+
+
 def _child(request: dict[str, Any]) -> None:
     from minnow.cli.main import main
 
@@ -207,6 +220,7 @@ def _child(request: dict[str, Any]) -> None:
     code = 1
     try:
         _watch_writes(request["at"])
+        _take_for_right_what_ends()
         code = main(request["arguments"])
     except SystemExit as ended:
         code = int(ended.code or 0)

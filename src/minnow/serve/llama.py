@@ -21,7 +21,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.events import events
 from minnow.serve.grammar import call_grammar
 from minnow.serve.local import prepare
-from minnow.serve.source import CONNECTIONS, Ended, Piece, Prompt, Turn
+from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
 
 class LlamaServer(WorkerProcess):
@@ -77,8 +77,8 @@ class LlamaSource:
         self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
         self._threads = threads
         self._starting = asyncio.Lock()
-        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=CONNECTIONS)
         self._server = self._start()
+        self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=connections(self.url))
 
     def _start(self) -> LlamaServer:
         return LlamaServer(self.file, self.context, self.slots, self._threads)

@@ -12,10 +12,6 @@ import numpy as np
 from minnow.data.calls import Call
 from minnow.serve.bodies import Ask
 
-# llama.cpp and servers in Python close a connection that has idled for 5 s, which is as long as httpx keeps one by
-# default: a request sent at that moment would be lost.
-CONNECTIONS = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -129,3 +125,13 @@ def begun_length(text: str, marks: Sequence[str]) -> int:
     """The length of the longest end of ``text`` that begins one of ``marks`` without being all of it."""
     longest = min(max(map(len, marks), default=0) - 1, len(text))
     return next((size for size in range(longest, 0, -1) if any(mark.startswith(text[-size:]) for mark in marks)), 0)
+
+
+def connections(url: str) -> httpx.Limits:
+    """Of a client of the server at ``url``: any number, kept for further requests only where opening one costs a handshake.
+
+    llama.cpp's server closes kept ones without a word, so that of requests sent right after an answer one in twenty was
+    lost; servers in Python close those that have idled for 5 s, which is as long as httpx keeps them by default.
+    """
+    kept = None if url.startswith("https:") else 0
+    return httpx.Limits(max_connections=None, max_keepalive_connections=kept, keepalive_expiry=2.0)

@@ -15,7 +15,7 @@ from minnow.rollout.server_engine import check_server
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.events import events
-from minnow.serve.source import CONNECTIONS, Ended, Piece, Prompt, Turn
+from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
 
 class UpstreamSource:
@@ -51,7 +51,7 @@ class UpstreamSource:
         self.url, self.name, self.slots, self.sent_bytes = url.rstrip("/"), model, slots, 0
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(stall, connect=connect, pool=connect)
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=CONNECTIONS)
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=connections(url))
 
     async def close(self) -> None:
         await self._client.aclose()
