@@ -56,6 +56,12 @@ def test_pages_come_back_as_they_were(pages: list[tuple[str, str, str]], index: 
     assert index.search("eze tarn", 1)[0].id == "é#1"
 
 
+def test_half_a_surrogate_pair_is_no_character(tmp_path: Path) -> None:
+    index = TantivyIndex.build([("a\ud800", "Bor\udfff", "Bor lies near the river Elm \ud83d.")], tmp_path / "x")
+    (hit,) = index.search("river \ud800 Elm")
+    assert index.page("a\ud800") is not None and (hit.id, hit.title) == ("a\ufffd", "Bor\ufffd")
+
+
 def test_the_longest_title_in_the_query_comes_first(tmp_path: Path) -> None:
     pages = [
         ("a", "River", "About rivers: Velm Osk Velm Osk Velm Osk"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minnow.agent.expert import NOT_KNOWN, Library
-from minnow.agent.lookup_scores import abstained
+from minnow.agent.lookup_scores import right
 from minnow.agent.loop import Limits, Trace, run_agent
 from minnow.agent.tools import search_tool
 from minnow.data.tokenizer import Tokenizer
@@ -15,7 +15,6 @@ from minnow.errors import UserError
 from minnow.rollout import Engine, Prompt, Rollout, Sampling
 from minnow.rollout.text_engine import ChatPrompt
 from minnow.tasks.questions import Question
-from minnow.tasks.tools import score_answer
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,11 @@ class LookupRewards:
 
     def __call__(self, question: Question, expert: Sequence[str], said: str, trace: Trace) -> float:
         """Of ``trace``, where the expert read the results ``expert`` and ended with ``said``."""
-        if said == NOT_KNOWN:
-            right = abstained(trace.answer)
-        else:
-            right = trace.finish == "answer" and score_answer({"gold": question.gold}, trace.answer).correct
+        earned = right(None if said == NOT_KNOWN else question.gold, trace)
         read = {call.result for call in trace.calls}
         found = sum(result in read for result in expert) / len(expert)
         extra = max(0, len(trace.calls) + trace.unreadable - len(expert))
-        return right + self.evidence * found - self.thrift * extra
+        return earned + self.evidence * found - self.thrift * extra
 
 
 class Turns(NamedTuple):

@@ -29,11 +29,11 @@ def abstained(answer: str) -> bool:
     return _ABSTAINED.search(answer.strip()) is not None
 
 
-def right(question: Posed, trace: Trace) -> bool:
-    """Whether a conversation ended in the answer, or where there is none said so."""
-    if question.gold is None:
+def right(gold: str | None, trace: Trace) -> bool:
+    """Whether a conversation ended in the answer ``gold``, or where there is none said so."""
+    if gold is None:
         return abstained(trace.answer)
-    return trace.finish == "answer" and score_answer({"gold": question.gold}, trace.answer).correct
+    return trace.finish == "answer" and score_answer({"gold": gold}, trace.answer).correct
 
 
 def figures(questions: Sequence[Posed], traces: Sequence[Trace], seconds: float) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def figures(questions: Sequence[Posed], traces: Sequence[Trace], seconds: float)
     )
     count = len(traces)
     return {
-        "exact": Rate(sum(map(right, questions, traces)), count).as_dict(),
+        "exact": Rate(
+            sum(right(question.gold, trace) for question, trace in zip(questions, traces, strict=True)), count
+        ).as_dict(),
         "evidence": Rate(sum(evidence), len(evidence)).as_dict() if evidence else None,
         "valid_calls": Rate(valid, calls).as_dict() if calls else None,
         "abstained": Rate(sum(abstained(trace.answer) for trace in traces), count).as_dict(),

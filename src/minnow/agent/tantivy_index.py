@@ -10,7 +10,7 @@ from typing import Any
 
 from minnow.agent.index import MAX_TERMS, SMALL, TITLE_BONUS, TITLE_WEIGHT, Hit, outermost, spans, unique, words_of
 from minnow.errors import UserError
-from minnow.files import read_json, whole_folder, write_json
+from minnow.files import read_json, whole_folder, whole_pairs, write_json
 
 _MARK, _FORMAT = "minnow-index.json", 1
 _HEAP = (
@@ -72,7 +72,7 @@ class TantivyIndex:
 
     def page(self, identity: str) -> Hit | None:
         """The page with this id; None where there is none."""
-        found = self._found(self._term("id", identity), 1)
+        found = self._found(self._term("id", whole_pairs(identity)), 1)
         return found[0] if found else None
 
     def search(self, query: str, k: int = 5) -> list[Hit]:
@@ -95,9 +95,6 @@ class TantivyIndex:
         return self._found(
             self._tantivy.Query.boolean_query([(self._tantivy.Occur.Should, each) for each in wanted]), k
         )
-
-    def close(self) -> None:
-        """Nothing to let go of; there for the likeness."""
 
     def _rare(self, words: list[str]) -> set[str]:
         """The words worth looking up: in a large index, none that more than half the pages hold."""

@@ -48,10 +48,11 @@ def export(
         model: a checkpoint folder, or a stage or run folder.
         to: gguf files, or folders: onnx for onnxruntime-genai, mlx for mlx-lm.
         types: for gguf F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K (by default F16, Q8_0 and Q4_0); for onnx F32,
-            F16, INT8 or INT4 (F32 and INT4); for mlx F32, F16, BF16, Q8 or Q4 (F16 and Q4). One file or folder each.
-        embedding_type: of embedding and head of GGUF files: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or Q6_K in files of
-            fewer bits.
-        importance: of GGUF files: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own, or a file's.
+            INT8 or INT4 (F32 and INT4); for mlx F32, F16, BF16, Q8 or Q4 (F16 and Q4). One file or folder each.
+        embedding_type: of embedding and head of GGUF files: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or
+            Q6_K in files of fewer bits.
+        importance: of GGUF files: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own,
+            or a file's.
         out: folder for the files.
         verify: do not run the files. Otherwise each is compared with transformers in float32 on texts that the model
             writes itself (token by token), in its tokenizer and in where its answers end.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.output import AsJson, Overrides, columns, emit
+from minnow.cli.scaling_plan import Amount, amount
 from minnow.errors import UserError
 from minnow.files import read_json, write_json
 from minnow.model.presets import PRESETS, find_preset
@@ -20,13 +21,10 @@ from minnow.scaling.accelerators import GPUS
 from minnow.scaling.calibrate import Calibration, Measured, warm_up
 from minnow.scaling.cluster import Costs, Job, Mesh, Plan, plan_cluster
 from minnow.scaling.laws import human
-from minnow.scaling.points import parse_count
 from minnow.scaling.roofline import Roofline
 from minnow.train.optimizer import OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import joined
-
-Amount = Annotated[str | None, tyro.conf.arg(metavar="NUMBER")]
 
 _SHOWN = 8
 
@@ -72,7 +70,8 @@ def plan(
         measured: plan with such a file in place of published numbers.
     """
     loaded = None if recipe is None else load_recipe(recipe, overrides)
-    job = _job(loaded, preset, stage, _amount("tokens", tokens), _amount("batch", batch), length)
+    trained, step = (amount(*flag, like="10T or 4M", least=1) for flag in (("tokens", tokens), ("batch", batch)))
+    job = _job(loaded, preset, stage, trained, step, length)
     if calibrate is not None:
         _calibrate(job, rows, calibrate)
         return
@@ -104,15 +103,6 @@ def plan(
         "refused": [{"mesh": mesh.__dict__, "reason": reason} for mesh, reason in refused],
     }
     emit(document, _text(job, plans, refused, source, hours, dollars, gpu_price), as_json)
-
-
-def _amount(name: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    value = parse_count(text)
-    if value is None or not 1 <= value < float("inf"):
-        raise UserError(f"--{name} {text} is no positive number; write it as 10T or 4M")
-    return value
 
 
 def _job(

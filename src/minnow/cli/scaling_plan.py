@@ -103,13 +103,13 @@ def plan(
     budget = Budget(
         flops=_training_flops(flops, gpu_hours, dollars, flops_per_hour, gpu_price),
         dollars_per_flop=gpu_price / flops_per_hour,
-        inference_tokens=_amount("inference-tokens", inference_tokens) or 0.0,
-        question_flops=_amount("question-flops", question_flops),
+        inference_tokens=amount("inference-tokens", inference_tokens) or 0.0,
+        question_flops=amount("question-flops", question_flops),
         samples=samples,
         max_params=_device_limit(memory, bits, latency_ms, bandwidth, profile),
         target_loss=target_loss,
         worth=worth,
-        unique_tokens=_amount("unique-tokens", unique_tokens),
+        unique_tokens=amount("unique-tokens", unique_tokens),
     )
     trained: tuple[float, float] | None = None
     if preset is not None:
@@ -159,22 +159,23 @@ def _training_flops(
     if len(given) > 1:
         raise UserError(f"--{' and --'.join(given)} each set the training budget; give one of them")
     if flops is not None:
-        return _amount("flops", flops)
+        return amount("flops", flops)
     if gpu_hours is not None:
-        return (_amount("gpu-hours", gpu_hours) or 0.0) * per_hour
+        return (amount("gpu-hours", gpu_hours) or 0.0) * per_hour
     if dollars is not None:
         if not price:
             raise UserError("--dollars needs a price; set --gpu-price above 0")
-        return (_amount("dollars", dollars) or 0.0) / price * per_hour
+        return (amount("dollars", dollars) or 0.0) / price * per_hour
     return None
 
 
-def _amount(name: str, text: str | None) -> float | None:
+def amount(name: str, text: str | None, like: str = "28T or 5.9e22", least: float = 0.0) -> float | None:
+    """What ``--name`` says; UserError where that is not above 0, or below ``least``."""
     if text is None:
         return None
     value = parse_count(text)
-    if value is None or not 0 < value < float("inf"):
-        raise UserError(f"--{name} {text} is no positive number; write it as 28T or 5.9e22")
+    if value is None or not 0 < value < float("inf") or value < least:
+        raise UserError(f"--{name} {text} is no positive number; write it as {like}")
     return value
 
 
@@ -189,7 +190,7 @@ def _device_limit(
     speed = None if bandwidth is None else bandwidth * 1e9
     if profile is not None and speed is None:
         speed = measured_bandwidth(read_json(profile))
-    return largest_model(_amount("memory", memory), bits, None if latency_ms is None else latency_ms / 1e3, speed)
+    return largest_model(amount("memory", memory), bits, None if latency_ms is None else latency_ms / 1e3, speed)
 
 
 def _read_law(file: Path) -> Law | T2Law | BetaLaw | AccuracyLaw:

@@ -118,6 +118,7 @@ class Worker:
         return [each in self._network.ends for each in ids]
 
     def log_probs(self, ids: list[int], file: str) -> None:
+        # Read in two parts, so that what is kept between them is seen too.
         half = len(ids) // 2
         parts = [part for part in (ids[:half], ids[half:-1]) if part]
         np.save(file, log_softmax(np.concatenate(list(self._network.read(parts)))).astype(np.float32))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minnow.device.worker_process import WorkerDied, WorkerProcess
+from minnow.device.worker_process import FileWorker, WorkerDied
 from minnow.errors import UserError
 from minnow.loops import CUT_AFTER, Loop
 
@@ -40,7 +39,7 @@ class Generated:
     loop: Loop | None = None
 
 
-class LlamaCpp(WorkerProcess):
+class LlamaCpp(FileWorker):
     """A worker process with one GGUF file loaded; use it as a context manager.
 
     Args:
@@ -56,6 +55,8 @@ class LlamaCpp(WorkerProcess):
             llama.cpp does not run, or the worker died.
     """
 
+    spells = True  #: see :class:`minnow.device.runtimes.Runtime`
+
     def __init__(self, file: Path, n_ctx: int = 2048, threads: int = 1, kv: str = "f16", sequences: int = 1) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
@@ -65,7 +66,6 @@ class LlamaCpp(WorkerProcess):
             if head.read(4) != _GGUF_MAGIC:
                 raise UserError(f"{file} is not a GGUF file; give a .gguf file written by 'minnow export'")
         self.file, self.n_ctx, self.sequences = file, n_ctx, sequences
-        self._scratch = tempfile.TemporaryDirectory()
         super().__init__("minnow.device.llama_worker")
         try:
             #: load_seconds, peak_rss_before_bytes, vocab_size, eos, version, system_info
@@ -75,13 +75,6 @@ class LlamaCpp(WorkerProcess):
         except BaseException:
             self.close()
             raise
-
-    spells = True  #: see :class:`minnow.device.runtimes.Runtime`
-
-    def close(self) -> None:
-        """End the worker."""
-        super().close()
-        self._scratch.cleanup()
 
     def tokenize(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids llama.cpp gives each text, BOS included if the file asks for one; ``special``: read special tokens."""
@@ -102,19 +95,13 @@ class LlamaCpp(WorkerProcess):
         )
 
     def log_probs(self, ids: Sequence[int]) -> np.ndarray:
-        """What is expected after every token of ``ids`` but the last: float32 ``[n - 1, vocab]``.
+        """As :meth:`FileWorker.log_probs`.
 
         Raises:
             UserError: as :meth:`score`.
         """
         self._check(ids, room=0)
-        place = Path(self._scratch.name) / "log_probs.npy"  # too much for the pipe
-        self._ask("log_probs", ids=list(ids), file=str(place))
-        return np.load(place)
-
-    def ends(self, ids: Sequence[int]) -> list[bool]:
-        """Which of ``ids`` llama.cpp ends an answer at."""
-        return self._ask("ends", ids=list(ids))
+        return super().log_probs(ids)
 
     def generate(
         self,

@@ -64,7 +64,8 @@ def profile(
     engine: Engine = "llama.cpp",
     kind: str = "F16",
 ) -> dict[str, Any]:
-    """Measure models: GGUF files, checkpoint folders, folders for onnxruntime-genai, or published shapes by name, which get random weights.
+    """Measure models: GGUF files, checkpoint folders, folders for onnxruntime-genai, or published shapes by name, which get
+    random weights.
 
     Args:
         threads: for prefill and decode; all usable cores by default.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minnow.device.llama_cpp import Generated, LlamaCpp
-from minnow.device.worker_process import WorkerDied, WorkerProcess
+from minnow.device.worker_process import FileWorker, WorkerDied
 from minnow.errors import UserError
 
 
@@ -51,7 +50,7 @@ def opened(file: Path, positions: int, threads: int = 1) -> AbstractContextManag
     return FolderRuntime(file, threads) if file.is_dir() else LlamaCpp(file, positions, threads, kv="f32")
 
 
-class FolderRuntime(WorkerProcess):
+class FolderRuntime(FileWorker):
     """onnxruntime-genai or mlx-lm with an exported folder open, in a process of its own; use it as a context manager.
 
     Raises:
@@ -62,7 +61,6 @@ class FolderRuntime(WorkerProcess):
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder = folder
-        self._scratch = tempfile.TemporaryDirectory()
         super().__init__("minnow.device.folder_worker", OMP_NUM_THREADS=str(threads))
         try:
             self._ask("load", folder=str(folder), threads=threads)
@@ -70,24 +68,9 @@ class FolderRuntime(WorkerProcess):
             self.close()
             raise
 
-    def close(self) -> None:
-        """End the worker."""
-        super().close()
-        self._scratch.cleanup()
-
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """As :meth:`Runtime.tokenize`."""
         return self._ask("tokenize", texts=list(texts))
-
-    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
-        """As :meth:`Runtime.log_probs`; read in two parts, so that what is kept between them is seen too."""
-        place = Path(self._scratch.name) / "log_probs.npy"  # too much for the pipe
-        self._ask("log_probs", ids=list(ids), file=str(place))
-        return np.load(place)
-
-    def ends(self, ids: Sequence[int]) -> list[bool]:
-        """As :meth:`Runtime.ends`."""
-        return self._ask("ends", ids=list(ids))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, stop: Sequence[int]

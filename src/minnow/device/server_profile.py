@@ -24,35 +24,9 @@ from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt
 
 _WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "it",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-    "they",
-    "at",
-    "be",
-    "this",
-    "from",
-    "have",
-    "or",
-    "by",
-    "one",
-    "had",
-    "not",
-    "but",
-    "what",
-]
+    "the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with",
+    "his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what",
+]  # fmt: skip
 _TRIES = 6  # to meet a number of tokens
 _LEAST = 8  # tokens that a decoding speed is taken over
 

@@ -11,10 +11,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 import minnow
 
@@ -110,6 +112,33 @@ class WorkerProcess:
         """The lines of it that say what went wrong."""
         lines = self._written().splitlines()
         return [line.strip() for line in lines if re.search(r"GGML_ASSERT|[Ee]rror|failed", line)]
+
+
+class FileWorker(WorkerProcess):
+    """A worker with an exported file or folder open, asked by :func:`serve`'s operations."""
+
+    def __init__(self, module: str, **environment: str) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        super().__init__(module, **environment)
+
+    def close(self) -> None:
+        """End the worker."""
+        super().close()
+        self._scratch.cleanup()
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """What is expected after every token of ``ids`` but the last: float32 ``[n - 1, vocab]``."""
+        place = Path(self._scratch.name) / "log_probs.npy"  # too much for the pipe
+        self._ask("log_probs", ids=list(ids), file=str(place))
+        return np.load(place)
+
+    def ends(self, ids: Sequence[int]) -> list[bool]:
+        """Which of ``ids`` the runtime ends an answer at."""
+        return self._ask("ends", ids=list(ids))
+
+    def _ask(self, op: str, **arguments: Any) -> Any:
+        """What the operation gives; UserError where it fails, or the worker dies."""
+        raise NotImplementedError
 
 
 def serve(worker: object) -> None:

@@ -18,7 +18,7 @@ EXPERTS = 0.6  # of the rate of dense products, by grouped ones: asked for, meas
 
 RUNS = 0.77
 """Of the speed that follows from the shares above, what whole training runs reach: the geometric mean over five published
-ones (benchmarks/cluster.py --published), of which each is foretold to between -25% and +36% by the other four."""
+ones (benchmarks/cluster.py --published), of which each is foretold to between -26% and +38% by the other four."""
 
 START, HOP = 15e-6, 3e-6
 """Seconds of a collective before its first byte, and per further rank."""

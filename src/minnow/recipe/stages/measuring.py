@@ -162,7 +162,8 @@ def lookups(context: StageContext[LookupsSettings]) -> dict[str, Any]:
     made_up = make(settings.world_seed, settings.pages, settings.each, settings.injections)
     limits = Limits(settings.max_calls, settings.max_new_tokens, max_context=model.config.max_positions)
     made, traces = measure_lookups(engine, words, made_up, SearchIndex.build(made_up.pages), limits)
-    wrong = [trace for question, trace in zip(made_up.questions, traces, strict=True) if not right(question, trace)]
+    answered = zip(made_up.questions, traces, strict=True)
+    wrong = [trace for question, trace in answered if not right(question.gold, trace)]
     for kind, found in made["search"].items():
         say(f"{context.name}: {kind} {found['exact']['rate']:.1%} of {found['exact']['total']}")
     return {"pages": len(made_up.pages), **made, "wrong": [trace.as_dict() for trace in wrong[:20]]}
