@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,15 +52,15 @@ class Scripted:
         return out
 
 
-def step(words: Tokenizer, examples: list[Example], groups: list[list[str]], penalty: float = 1.0) -> RolloutStep:
+def step(words: Tokenizer, examples: list[Example], groups: list[list[str]], **settings: Any) -> RolloutStep:
     engine = Scripted(
         words,
         {e.id: kinds for e, kinds in zip(examples, groups, strict=True)},
         {e.id: e.reference[0]["content"] for e in examples},
     )
     temperatures = tuple(arm / 10 for arm in range(len(groups[0])))
-    settings = RolloutSettings(len(examples), temperatures, 64, penalty, 3, 128)
-    return rollout_step(engine, words, examples, settings, seed=3)
+    chosen = RolloutSettings(len(examples), temperatures, 64, row_length=128, **settings)
+    return rollout_step(engine, words, examples, chosen, seed=3)
 
 
 def test_a_loop_costs_the_penalty_and_a_cut_answer_nothing(example: Example, words: Tokenizer) -> None:
@@ -131,10 +132,14 @@ def test_scaled_advantages_and_a_dead_zone() -> None:
     assert not still[1:].any()
 
 
-def test_a_group_is_trained_on_without_its_cut_answers_and_with_its_loops_shortened(
-    example: Example, words: Tokenizer
-) -> None:
-    made = step(words, [example], [["right", "loop", "cut", "loop"]])
+def test_an_answer_that_runs_out_of_tokens_is_punished_as_a_wrong_one(example: Example, words: Tokenizer) -> None:
+    made = step(words, [example], [["right", "cut", "wrong", "right"]])
+    assert made.batch is not None and made.batch.advantages.tolist() == [0.5, -0.5, -0.5, 0.5]
+    assert made.batch.lengths[1] == 42, "all of its tokens"
+
+
+def test_masking_leaves_out_cut_answers_and_loops_are_shortened(example: Example, words: Tokenizer) -> None:
+    made = step(words, [example], [["right", "loop", "cut", "loop"]], mask_truncated=True)
     batch = made.batch
     assert batch is not None
     # Rewards 1, -1, 0, -1 with mean -0.25; the cut answer counts in the mean and is not trained.

@@ -90,7 +90,7 @@ def findings(history: History, step: int, patience: int) -> dict[str, str]:
             )
     if all(record.truncated == 1.0 for record in steps):
         found["truncated"] = (
-            f"every answer of {patience} steps ran out of tokens: nothing is trained on; raise max_new_tokens, or check that "
+            f"every answer of {patience} steps ran out of tokens, so none earned anything; raise max_new_tokens, or check that "
             "the model writes its end token"
         )
     elif all(record.equal is not None for record in steps):

@@ -35,6 +35,9 @@ class RolloutSettings:
         scale: ``group`` divides a group's advantages by the standard deviation of its rewards, which makes small
             differences as loud as large ones; ``none`` does not.
         dead_zone: groups whose rewards deviate by no more than this are dropped as if they were equal.
+        mask_truncated: leave answers that ran out of tokens out of the loss (DAPO, arXiv 2503.14476). Then nothing
+            teaches the policy to end: answers that end too early are punished and those that never do are not, until
+            greedy ones do not end at all (docs/results/headline.md).
     """
 
     prompts: int = 32
@@ -49,6 +52,7 @@ class RolloutSettings:
     penalties_by: float = 0.0
     scale: Literal["none", "group"] = "none"
     dead_zone: float = 0.0
+    mask_truncated: bool = False
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2:
@@ -100,8 +104,7 @@ def rollout_step(
 ) -> RolloutStep:
     """Sample a group per prompt, reward it, and pack what carries a signal.
 
-    Groups whose rewards are all equal are dropped. A truncated answer that does not loop is left out of the loss
-    (it was not finished, not wrong); a loop stays in, cut a few periods past its onset.
+    Groups whose rewards are all equal are dropped. An answer that loops stays in, cut a few periods past its onset.
 
     Args:
         progress: share of the steps that are done, for penalties that grow.
@@ -127,7 +130,7 @@ def rollout_step(
     prompts, completions, known, weights = [], [], [], []
     for group, row in zip(groups, advantages(rewards, settings.scale, settings.dead_zone).tolist(), strict=True):
         for rollout, advantage in zip(group, row, strict=True):
-            if abs(advantage) < 1e-6 or rollout.finish_reason == "length":
+            if abs(advantage) < 1e-6 or (settings.mask_truncated and rollout.finish_reason == "length"):
                 continue
             ids = cut_loop(rollout, settings.periods_kept)
             prompts.append(rollout.prompt_ids)
