@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 import minnow
+
+LOG_BYTES = 1 << 18
+"""Of what a worker writes so much is kept, the latest; a server may write for weeks."""
 
 
 def worker_environment() -> dict[str, str]:
@@ -42,17 +47,21 @@ class WorkerProcess:
     """
 
     def __init__(self, module: str, **environment: str) -> None:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+        self._log, self._reading = bytearray(), threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             env=worker_environment() | environment,
             start_new_session=True,  # Ctrl-C is for the parent, which then closes the worker
         )
+        assert self._process.stderr is not None
+        self._stderr = self._process.stderr
+        os.set_blocking(self._stderr.fileno(), False)
+        threading.Thread(target=self._keep_reading, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +90,6 @@ class WorkerProcess:
                     stream.close()
             except BrokenPipeError:
                 pass
-        self._log.close()
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to ``request``.
@@ -103,10 +111,28 @@ class WorkerProcess:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def _keep_reading(self) -> None:
+        """A pipe that nobody empties would stop the worker once it is full."""
+        while self._read_log():
+            select.select([self._stderr], [], [])
+        with self._reading:
+            self._stderr.close()
+
+    def _read_log(self) -> bool:
+        """Take what there is in the pipe; whether more may come."""
+        with self._reading:
+            try:
+                while not self._stderr.closed and (some := os.read(self._stderr.fileno(), LOG_BYTES)):
+                    self._log += some
+                    del self._log[:-LOG_BYTES]
+            except BlockingIOError:
+                return True
+            return False
+
     def _written(self) -> str:
-        """What the worker wrote to stdout and stderr so far."""
-        self._log.seek(0)
-        return self._log.read().decode("utf-8", "replace")
+        """The last of what the worker has written to stdout and stderr, all of it that came before its latest answer."""
+        self._read_log()
+        return self._log.decode("utf-8", "replace")
 
     def _complaints(self) -> list[str]:
         """The lines of it that say what went wrong."""
