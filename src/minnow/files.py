@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -49,6 +50,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         # Gone after success, and unreachable where the parent is no folder: neither may hide what went wrong.
         with suppress(OSError):
             temporary.unlink()
+
+
+_MARK = b"minnow-sha256:"
+
+
+def seal(path: Path) -> None:
+    """Add a checksum of a file to its end, which whoever reads a known number of bytes does not see."""
+    with path.open("r+b") as file:
+        file.write(_MARK + hashlib.file_digest(file, "sha256").digest())
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file that was sealed is as it was: neither cut short nor a byte of it changed."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size - len(_MARK) - digest.digest_size
+    with path.open("rb") as file:
+        for start in range(0, max(0, size), 1 << 20):
+            digest.update(file.read(min(1 << 20, size - start)))
+        return file.read() == _MARK + digest.digest()
 
 
 @contextmanager

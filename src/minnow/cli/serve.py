@@ -37,6 +37,7 @@ def serve(
     guard: Annotated[Literal["on", "off"], tyro.conf.arg(metavar="on|off")] = "on",
     policy: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     search: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+    sessions: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     key_variable: str = "MINNOW_SERVE_KEY",
     upstream_key_variable: str = "MINNOW_UPSTREAM_KEY",
@@ -58,6 +59,7 @@ def serve(
         guard: take answers back that loop.
         policy: YAML that says when the cloud answers instead.
         search: an index file, or a folder of pages, that the server itself looks things up in.
+        sessions: where what was read of conversations is kept, for the server's next start.
         tokenizer: model folder with the tokenizer of a GGUF file.
         key_variable: environment variable with the key that clients must send; unset: none.
         upstream_key_variable: environment variable with the upstream's key.
@@ -72,6 +74,8 @@ def serve(
         raise UserError(f"say which model of {upstream} to use with --upstream-model NAME")
     if min(slots, context) < 1 or queue < 0 or deadline <= 0:
         raise UserError("--slots and --context must be at least 1, --queue at least 0 and --deadline above 0")
+    if sessions is not None and (upstream is not None or engine == "torch"):
+        raise UserError("--sessions keeps what llama.cpp has read; leave it out, or serve a model with llama.cpp")
     key = os.environ.get(key_variable) or None
     if host not in _LOOPBACK and key is None:
         raise UserError(
@@ -104,7 +108,7 @@ def serve(
             source = UpstreamSource(upstream, str(upstream_model), slots, api_key=os.environ.get(upstream_key_variable))
         else:
             assert model is not None
-            source = _local(stack, model, tokenizer, engine, slots, context, threads)
+            source = _local(stack, model, tokenizer, engine, slots, context, threads, sessions)
         settings = Settings(deadline, queue, Guard() if guard == "on" else None)
         limits = Limits() if host in _LOOPBACK else Limits(hosts=None)
         desk = Desk(source, settings, Metrics(), rules, cloud, tools)
@@ -119,6 +123,7 @@ def _local(
     slots: int,
     context: int,
     threads: int | None,
+    sessions: Path | None,
 ) -> Source:
     """The source of a model on this machine; what it needs until the end goes on ``stack``."""
     if engine == "torch":
@@ -142,4 +147,4 @@ def _local(
         exported = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"{name}-F16.gguf"
         file = export_gguf(folder, exported, "F16").file
     room = min(context, gguf_metadata(file)["context_length"])
-    return LlamaSource(file, Tokenizer.load(folder), room, name, slots, threads or 1)
+    return LlamaSource(file, Tokenizer.load(folder), room, name, slots, threads or 1, sessions)

@@ -21,6 +21,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.events import events
 from minnow.serve.grammar import call_grammar
 from minnow.serve.local import prepare
+from minnow.serve.sessions import Sessions
 from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
 
@@ -29,6 +30,7 @@ class LlamaServer(WorkerProcess):
 
     Args:
         context: positions of a prompt and its answer; slots: answers at once; threads: of llama.cpp.
+        sessions: folder that slots' states may be saved to.
 
     Attributes:
         url: its address.
@@ -37,12 +39,11 @@ class LlamaServer(WorkerProcess):
         UserError: llama.cpp cannot load the file.
     """
 
-    def __init__(self, file: Path, context: int, slots: int, threads: int) -> None:
+    def __init__(self, file: Path, context: int, slots: int, threads: int, sessions: Path | None = None) -> None:
         super().__init__("minnow.serve.llama_process")
+        wanted = {"file": str(file), "context": context, "slots": slots, "threads": threads}
         try:
-            self.url = str(
-                self._exchange({"file": str(file), "context": context, "slots": slots, "threads": threads})["url"]
-            )
+            self.url = str(self._exchange(wanted | {"sessions": sessions and str(sessions)})["url"])
         except WorkerDied as error:
             said = next(reversed(self._complaints()), str(error))
             self.close()
@@ -59,6 +60,7 @@ class LlamaSource:
         context: positions of a prompt and its answer.
         slots: answers at once.
         threads: of llama.cpp.
+        sessions: folder in which what was read of conversations outlives the server.
 
     Raises:
         UserError: ``xllamacpp`` is missing, or llama.cpp cannot load the file.
@@ -67,7 +69,14 @@ class LlamaSource:
     enforces = True
 
     def __init__(
-        self, file: Path, tokenizer: Tokenizer, context: int, name: str, slots: int = 4, threads: int = 1
+        self,
+        file: Path,
+        tokenizer: Tokenizer,
+        context: int,
+        name: str,
+        slots: int = 4,
+        threads: int = 1,
+        sessions: Path | None = None,
     ) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
@@ -76,12 +85,18 @@ class LlamaSource:
         # Whatever the model's own end is, llama.cpp ends an answer at either.
         self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
         self._threads = threads
+        self._sessions = None if sessions is None else Sessions(sessions, file)
         self._starting = asyncio.Lock()
         self._server = self._start()
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=connections(self.url))
 
     def _start(self) -> LlamaServer:
-        return LlamaServer(self.file, self.context, self.slots, self._threads)
+        kept = self._sessions
+        while True:
+            server = LlamaServer(self.file, self.context, self.slots, self._threads, kept and kept.folder)
+            if kept is None or kept.restore(server.url, self.slots):
+                return server
+            server.close()
 
     @property
     def url(self) -> str:
@@ -94,6 +109,8 @@ class LlamaSource:
         return self._server.pid
 
     async def close(self) -> None:
+        if self._sessions is not None:
+            await self._sessions.close()
         await self._client.aclose()
         self._server.close()
 
@@ -184,6 +201,8 @@ class LlamaSource:
                     if text or tokens:
                         yield Piece(text, tokens, tuple(listed))
                     if last is not None:
+                        if self._sessions is not None:
+                            self._sessions.changed(last["id_slot"], self.url)
                         yield _ended(last)
                         return
             raise ApiError(502, "llama.cpp's answer broke off")

@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP server on a loopback port, alone in a process (:mod:`minnow.device.worker_process`).
 
-It is told ``{"file": …, "context": …, "slots": …, "threads": …}``, answers with its ``url``, and ends with its stdin.
+It is told ``{"file": …, "context": …, "slots": …, "threads": …, "sessions": …}``, answers with its ``url``, and ends with its stdin.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def main() -> None:
     params.special = True  # the marks of tool calls are wanted in the text
     params.warmup = False
     params.sse_ping_interval = -1
+    if wanted["sessions"] is not None:
+        params.slot_save_path = f"{wanted['sessions']}/"
     params.n_threads_http = max(4, 2 * wanted["slots"])
     server = xllamacpp.Server(params)
     say({"url": server.listening_address})

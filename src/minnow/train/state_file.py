@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,13 +10,10 @@ from typing import Any
 
 import torch
 
-from minnow.files import whole_file
+from minnow.files import seal, sealed, whole_file
 
 SLOW_SECONDS = 0.5
 """A write that takes longer than this makes the ones after it run beside training."""
-
-_MARK = b"minnow-sha256:"
-_FOOTER = len(_MARK) + hashlib.sha256().digest_size
 
 
 class StateFile:
@@ -102,8 +98,7 @@ def write_file(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
         except RuntimeError as error:  # torch reports a failed write as RuntimeError
             raise OSError(str(error)) from error
-        with temporary.open("r+b") as file:
-            file.write(_MARK + hashlib.file_digest(file, "sha256").digest())
+        seal(temporary)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -112,13 +107,8 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is cut short or a byte of it changed.
     """
-    size = path.stat().st_size - _FOOTER
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        for start in range(0, max(0, size), 1 << 20):
-            digest.update(file.read(min(1 << 20, size - start)))
-        if file.read() != _MARK + digest.digest():
-            raise ValueError("its checksum is wrong")
+    if not sealed(path):
+        raise ValueError("its checksum is wrong")
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
