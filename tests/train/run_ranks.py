@@ -35,7 +35,7 @@ from minnow.data.rows import Batch
 from minnow.errors import UserError
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_model
-from minnow.train import guard, loop, state_file
+from minnow.train import guard, loop, pace, state_file
 from minnow.train.context_parallel import split_context
 from minnow.train.experts import ExpertSettings
 from minnow.train.objectives import next_token
@@ -121,12 +121,15 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     rank = ranks.rank
     loop.compute_dtype = lambda: getattr(torch, phase.get("dtype", "float32"))
     guard.WINDOW = 5
+    pace.PERIOD = 0.0 if fault == "slow" else 1e9
     toy.CONFIG = toy.MODELS[phase.get("model", "dense")]
     if phase.get("aside"):
         state_file.SLOW_SECONDS = 0.0
     read: list[list[int]] = []
 
     def source(step: int) -> Iterator[Batch]:
+        if fault == "slow" and rank == place:
+            time.sleep(0.1)
         if (rank, step) == (place, when):
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

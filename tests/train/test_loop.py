@@ -497,7 +497,8 @@ def test_records_hold_what_the_report_reads(tmp_path: Path) -> None:
     trainer.run()
     assert [line["step"] for line in records] == [1, 10, 20, 25]
     assert set(records[0]) == {
-        "step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds", "tokens_per_second",
+        "step", "tokens", "loss", "learning_rate", "gradient_norm", "seconds", "saving_seconds",
+            "tokens_per_second",
     }  # fmt: skip
     assert records[1]["learning_rate"] == pytest.approx(1e-2)
 

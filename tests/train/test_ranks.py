@@ -108,6 +108,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Phase]:
             "chain 3": {"ranks": 1, "fault": ["term", 0, 4], **chain},
             "chain 4": {"ranks": 4, **chain},
             "straight": {"dtype": "bfloat16"},
+            "slow": {"fault": ["slow", 1, 0], "save_seconds": 0.0},
             "stopped": {"fault": ["term", 1, 2], **aside},
             "resumed": aside,
             "spikes alone": {"ranks": 1, "fault": ["spikes", 0, 5], "check_every": 4, "steps": 10},
@@ -238,6 +239,11 @@ def test_as_many_ranks_resume_to_the_bit(sound: dict[str, Phase]) -> None:
     assert stopped.codes == [130, 130] and resumed.told[0]["from"] == 3
     assert stopped.losses + resumed.losses == straight.losses
     close(resumed.weights, straight.weights, 0.0)
+
+
+def test_the_rank_that_the_others_wait_for_is_named(sound: dict[str, Phase]) -> None:
+    assert sound["slow"].codes == [0, 0] and sound["slow"].losses == pytest.approx(sound["one"].losses, abs=1e-5)
+    assert "minnow: rank 1 on " in sound["slow"].errors[0] and sound["slow"].errors[1] == ""
 
 
 def test_all_ranks_leave_out_spikes_and_go_back_together(sound: dict[str, Phase]) -> None:

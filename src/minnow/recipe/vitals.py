@@ -14,7 +14,7 @@ from minnow.progress import quantity
 from minnow.recipe.machine import peak_rss_bytes
 from minnow.train.precision import peak_flops
 
-NOISY = ("seconds", "tokens_per_second", "mfu", "memory_bytes", "gpu_memory_bytes")
+NOISY = ("seconds", "saving_seconds", "tokens_per_second", "mfu", "memory_bytes", "gpu_memory_bytes")
 """Fields of a metrics line that two runs of the same recipe do not share."""
 
 

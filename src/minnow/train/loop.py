@@ -23,6 +23,7 @@ from minnow.train.lora import LoraOptimizer, LoraSettings
 from minnow.train.milestones import CheckpointSettings
 from minnow.train.objectives import Objective, split_rows
 from minnow.train.optimizer import Optimizer, OptimizerSettings
+from minnow.train.pace import Pace
 from minnow.train.precision import compute_dtype, out_of_memory
 from minnow.train.quantised import BlockType, QuantisedOptimizer
 from minnow.train.ranks import Ranks
@@ -149,6 +150,9 @@ class Trainer:
         else:
             self.optimizer = Optimizer(model, settings.optimizer, compute_dtype(), model.matrices())
         self.done_steps, self.tokens, self.seconds = 0, 0, 0.0
+        self.saving_seconds = 0.0
+        """That training has stood still for saves, in this life."""
+        self._pace = Pace()
         self.last_loss = math.nan
         self.notes: dict[str, Any] = {}
         self.skipped_batches = 0
@@ -230,7 +234,7 @@ class Trainer:
         self.optimizer.discard()  # an interrupted step may have left some
         self.loads.reset()
         sums = _Sums()
-        for batch in self.batches(step + self.skipped_batches):
+        for batch in self._pace.timed(self.batches(step + self.skipped_batches)):
             for part in self.ranks.even(self._fitting(self.ranks.part(batch))):
                 self._backward(part, sums)
         sums.loss, sums.weight, tokens = self.ranks.sum(sums.loss, sums.weight, sums.tokens)
@@ -267,6 +271,7 @@ class Trainer:
                     learning_rate=rate,
                     gradient_norm=norm,
                     seconds=self.seconds,
+                    saving_seconds=self.saving_seconds,
                     tokens_per_second=sums.tokens / elapsed,
                     **self.loads.shares(),
                     **{name: value / sums.weight for name, value in self.ranks.total(sums.metrics).items()},
@@ -356,8 +361,11 @@ class Trainer:
         Args:
             wait: until it is on disk; see :meth:`StateFile.write`.
         """
+        begun = time.monotonic()
         self._file.write(self._state(), wait)
         self._saved_at = time.monotonic()
+        self.saving_seconds += self._saved_at - begun
+        self._pace.compare(self.ranks, next(self.model.parameters()).device.type)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -83,10 +83,14 @@ class ManyRanks(Ranks):
         return tuple(totals.tolist())
 
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
-        everyone: list[Any] = [None] * self.count
-        dist.all_gather_object(everyone, dict(values))
+        everyone = self.everyone(values)
         names = dict.fromkeys(name for one in everyone for name in one)
         return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+
+    def everyone(self, value: T) -> list[T]:
+        held: list[Any] = [None] * self.count
+        dist.all_gather_object(held, value)
+        return held
 
     def agree(self, wanted: bool) -> bool:
         answers = torch.tensor([int(wanted and self.first), self._signal])

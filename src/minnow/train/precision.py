@@ -64,18 +64,25 @@ def out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error)  # how torch's CPU allocator puts it in a plain RuntimeError
 
 
-def _probe_seconds(threads: int, rounds: int) -> float:
+def work_seconds(device: str, rounds: int) -> float:
     """Median seconds of a small matrix product and an elementwise pass, the two things a step is made of."""
-    torch.set_num_threads(threads)
-    a = torch.ones(1024, 256, dtype=compute_dtype())
-    b = torch.ones(256, 768, dtype=compute_dtype())
-    times = []
+    times = 4 if device == "cuda" else 1
+    a = torch.ones(1024 * times, 256 * times, dtype=compute_dtype(), device=device)
+    b = torch.ones(256 * times, 768, dtype=compute_dtype(), device=device)
+    found = []
     for _ in range(rounds):
+        _wait(device)
         start = time.perf_counter()
         for _ in range(4):
             torch.nn.functional.silu(a @ b)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[rounds // 2]
+        _wait(device)
+        found.append(time.perf_counter() - start)
+    return sorted(found)[rounds // 2]
+
+
+def _probe_seconds(threads: int, rounds: int) -> float:
+    torch.set_num_threads(threads)
+    return work_seconds("cpu", rounds)
 
 
 def choose_threads(wanted: int | None = None, rounds: int = 15, processes: int = 1) -> int:

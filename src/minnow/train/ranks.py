@@ -76,6 +76,10 @@ class Ranks:
         """The same by name; a rank may lack some."""
         return dict(values)
 
+    def everyone(self, value: T) -> list[T]:
+        """What each rank has, in their order."""
+        return [value]
+
     def agree(self, wanted: bool) -> bool:
         """What the first rank wants.
 
