@@ -4,7 +4,7 @@ Each question is asked closed book, with the search tool over all pages, and wit
 context); what closed book lacks and oracle context has is what searching can give. Retrieval alone is measured with the ideal
 queries. The pocket models search with the tool they were trained on.
 
-    python benchmarks/agent/fictional_world.py MODEL ... [--pages 10000] [--each 100] [--injections 500] [--seed 71] [--ways search] [--traces FILE] [--json FILE]
+    python benchmarks/agent/fictional_world.py MODEL ... [--pages 10000] [--each 100] [--injections 500] [--seed 71] [--ways search] [--temperature 0] [--valid-calls] [--traces FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from minnow.agent import Limits, SearchIndex
 from minnow.agent.lookup_scores import WAYS, measure_lookups
 from minnow.cli.models import open_model
+from minnow.rollout import Sampling
 from minnow.tasks.made_world import KINDS, MadeWorld, make
 
 KS = (1, 2, 5)
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("--injections", type=int, default=500)
     parser.add_argument("--seed", type=int, default=71)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--valid-calls", action="store_true", help="hold turns to calls that can be read (GGUF files)")
     parser.add_argument("--traces", type=Path, help="JSON lines, a conversation with search each")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -77,7 +80,10 @@ def main() -> None:
     for path in given.models:
         with open_model(path, max_new_tokens=96) as model:
             limits = Limits(max_calls=6, max_new_tokens=96, max_context=model.context)
-            made, traces = measure_lookups(model.engine, model.tokenizer, world, index, limits, given.ways)
+            sampling = Sampling(given.temperature, seed=given.seed)
+            made, traces = measure_lookups(
+                model.engine, model.tokenizer, world, index, limits, given.ways, sampling, given.valid_calls
+            )
         document["models"][str(path)] = made
         print(f"\n{path}\n\n{table(made)}", flush=True)
         if given.traces:

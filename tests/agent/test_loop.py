@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from minnow.agent import Limits, SearchIndex, Tool, Trace, calculator_tool, run_agent, search_tool
+from minnow.agent.grammar import call_grammar
 from minnow.agent.loop import BLOCKED, NUDGE
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.rollout import Sampling
+from minnow.model.backbone import Backbone
+from minnow.recipe.schema import ModelSettings
+from minnow.rollout import Sampling, TorchEngine
+from minnow.rollout.server_engine import ServerEngine
+from minnow.rollout.text_engine import ChatPrompt, answer_all
 from minnow.tasks import format_hits
 
 Make = Callable[..., Any]  # a ScriptedEngine of conftest.py
@@ -280,3 +285,23 @@ def test_markers_the_model_spells_out_are_neither_calls_nor_turns(scripted: Make
 def test_real_special_tokens_do_not_show_in_the_answer(scripted: Make) -> None:
     trace = run_one(scripted("<|tool_list_start|> Tarn. "), [])
     assert trace.answer == "Tarn." and trace.messages[1]["content"] == "<|tool_list_start|> Tarn. "
+
+
+def test_turns_are_held_to_valid_calls_where_that_is_asked_for(scripted: Make) -> None:
+    engine, tools = scripted(call('echo(text="a")'), "Done."), [echo()]
+    for valid in (False, True):
+        run_agent(engine, engine.tokenizer, [ask("Who?")], tools, valid_calls=valid)
+        wanted = call_grammar([echo().schema()], must=False) if valid else ""
+        assert {sampling.grammar for sampling in engine.samplings} == {wanted}
+        engine.samplings.clear()
+    with pytest.raises(UserError, match="LFM2's form"):
+        run_agent(engine, None, [ask("Who?")], tools, valid_calls=True)
+
+
+def test_engines_that_cannot_hold_a_turn_to_a_grammar_refuse_it(tokenizer: Tokenizer) -> None:
+    model = Backbone(ModelSettings(32, 64, ("attn",), 2, 1, 16, tokenizer.vocab_size).config(tokenizer.vocab_size))
+    with pytest.raises(UserError, match="GGUF"):
+        run_agent(TorchEngine(model, tokenizer), tokenizer, [ask("Who?")], [echo()], valid_calls=True)
+    server = ServerEngine("http://localhost:1/v1", "none")
+    with pytest.raises(UserError, match="GGUF"):
+        answer_all(server, [ChatPrompt("q", ask("Who?").messages)], Sampling(grammar='root ::= "x"'))

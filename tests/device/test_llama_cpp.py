@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import Lfm2ForCausalLM
 
+from minnow.agent.grammar import call_grammar
+from minnow.data.calls import CALL_END, CALL_START, parse_calls
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.gguf_export import GgufFile
 from minnow.device.llama_cpp import LlamaCpp
@@ -210,6 +213,48 @@ def test_engine_gives_rollouts(checkpoint: Path, exported: dict[str, GgufFile]) 
         assert rollout.text == tokenizer.decode(body, keep_special=True)
         assert (rollout.finish_reason == "loop") == (rollout.loop is not None)
         assert rollout.finish_reason != "length" or len(rollout.token_ids) == 300
+
+
+def test_an_answer_held_to_calls_makes_calls_that_can_be_read(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
+    """Of random weights at a high temperature, which left alone write every token anywhere."""
+    tokenizer = _tokenizer(checkpoint)
+    prompts = [(str(i), tokenizer.prompt([{"role": "user", "content": "Roll."}])) for i in range(96)]
+    roll = {"name": "roll", "parameters": {"sides": "integer", "twice": "boolean"}}
+    texts: dict[bool | None, list[str]] = {}
+    with LlamaEngine(exported["F16"].file, tokenizer, rows=8) as engine:
+        for must in (True, False, None):
+            grammar = "" if must is None else call_grammar([roll], must=must)
+            rollouts = engine.generate(prompts, Sampling(2.0, 120, 1, stop_on_loop=False, grammar=grammar))
+            texts[must] = [each.text for each in rollouts if each.finish_reason == "stop"]
+    for must in (True, False):
+        made = list(map(parse_calls, texts[must]))
+        assert all(
+            call.name == "roll" and list(map(type, call.arguments.values())) == [int, bool]
+            for calls in made
+            for call in calls
+        )
+        assert sum(map(bool, made)) > 5 and all(made) == must
+        assert {mark for text in texts[must] for mark in re.findall(r"<\|.*?\|>", text)} == {CALL_START, CALL_END}
+    assert len({mark for text in texts[None] for mark in re.findall(r"<\|.*?\|>", text)}) > 2
+
+
+def test_of_what_a_grammar_allows_the_likeliest_is_taken(checkpoint: Path, llama: LlamaCpp) -> None:
+    tokenizer, prompt = _tokenizer(checkpoint), [1, 20, 30]
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    allowed = [token for token, piece in enumerate(pieces) if re.fullmatch("[a-z ]+", piece)] + [tokenizer.eos_id]
+    model, ids = Lfm2ForCausalLM.from_pretrained(checkpoint).eval(), list(prompt)
+    wanted_log_probs = []
+    for _ in range(12):
+        with torch.no_grad():
+            log_probs = model(torch.tensor([ids])).logits[0, -1, : len(pieces)].log_softmax(-1)
+        ids.append(allowed[int(log_probs[allowed].argmax())])
+        wanted_log_probs.append(float(log_probs[ids[-1]]))
+    answer = llama.generate([prompt], 12, ids_in_use=tokenizer.vocab_size, grammar="root ::= [a-z ]*")[0]
+    assert answer.tokens == ids[len(prompt) :] != llama.generate([prompt], 12)[0].tokens
+    np.testing.assert_allclose(answer.log_probs, wanted_log_probs, atol=5e-3)
+    with pytest.raises(UserError, match="could not read the grammar"):
+        llama.generate([prompt], 5, grammar="root ::= (")
+    assert llama.generate([prompt], 5)  # the worker goes on
 
 
 def test_engine_stops_a_loop_where_the_watch_sees_it(checkpoint: Path, exported: dict[str, GgufFile]) -> None:

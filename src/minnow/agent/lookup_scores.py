@@ -13,7 +13,7 @@ from minnow.agent.loop import Limits, Trace, run_agent
 from minnow.agent.tools import search_tool
 from minnow.data.tokenizer import Tokenizer
 from minnow.loops import Rate
-from minnow.rollout import Engine
+from minnow.rollout import Engine, Sampling
 from minnow.tasks import format_hits
 from minnow.tasks.made_world import KINDS, ORDER, Given, MadeWorld, Posed
 from minnow.tasks.tools import score_answer
@@ -73,6 +73,8 @@ def measure_lookups(
     index: SearchIndex,
     limits: Limits,
     ways: Sequence[str] = WAYS,
+    sampling: Sampling | None = None,
+    valid_calls: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], list[Trace]]:
     """The figures of each way of answering by kind of question, and the traces of answering by search.
 
@@ -90,7 +92,7 @@ def measure_lookups(
             started = time.perf_counter()
             tools = [] if way == "closed book" else [search_tool(index)]
             allowed = replace(limits, max_calls=0) if way == "oracle" else limits
-            traces = run_agent(engine, tokenizer, tasks, tools, allowed)
+            traces = run_agent(engine, tokenizer, tasks, tools, allowed, sampling, valid_calls=valid_calls)
             made.setdefault(way, {})[kind] = figures(questions, traces, time.perf_counter() - started)
             searched += traces if way == "search" else []
     return made, searched

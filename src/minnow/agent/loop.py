@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
+from minnow.agent.grammar import call_grammar
 from minnow.agent.marks import neutral
 from minnow.agent.prompts import LocalPrompts, ServerPrompts
 from minnow.agent.tools import Tool, call_tool
 from minnow.data.calls import Call, CallError
 from minnow.data.tokenizer import Tokenizer
+from minnow.errors import UserError
 from minnow.rollout import Engine, Rollout, Sampling
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer, TextEngine, answer_all
 
@@ -297,6 +299,7 @@ def run_agent(
     limits: Limits | None = None,
     sampling: Sampling | None = None,
     consent: Consent | None = None,
+    valid_calls: bool = False,
 ) -> list[Trace]:
     """Run every task to its end; each turn of all unfinished conversations is one call of the engine.
 
@@ -305,9 +308,17 @@ def run_agent(
     Args:
         engine: a model at hand (torch, llama.cpp) with its ``tokenizer``, or a server with None.
         consent: asked before a tool with effects is called; without it such calls are refused.
+        valid_calls: hold every turn to text and calls of these tools that can be read and fit them.
+
+    Raises:
+        UserError: ``valid_calls``, and the engine is not llama.cpp's or the model's calls are not in LFM2's form.
     """
     limits = limits or Limits()
     base = replace(sampling or Sampling(), max_new_tokens=limits.max_new_tokens)
+    if valid_calls and tools:
+        if type(tokenizer) is not Tokenizer:
+            raise UserError("only calls in LFM2's form can be held to a grammar; this model has others, leave that out")
+        base = replace(base, grammar=call_grammar([tool.schema() for tool in tools], must=False))
     conversations = [Conversation(task, tokenizer, tools, limits, consent) for task in tasks]
     turn = 0
     while True:

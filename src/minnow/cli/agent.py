@@ -39,6 +39,7 @@ def agent(
     max_calls: int = 8,
     max_new_tokens: int = 256,
     max_seconds: float = 600.0,
+    valid_calls: bool = False,
     temperature: float = 0.0,
     seed: int = 0,
     tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
@@ -61,6 +62,7 @@ def agent(
         max_calls: calls it may make.
         max_new_tokens: the budget of one turn.
         max_seconds: after which no further turn or call begins.
+        valid_calls: hold it to calls that can be read and fit the tools (a GGUF file of a model that calls as LFM2 does).
         temperature: 0 is greedy.
         seed: of the sampling noise.
         tokenizer: model folder with the tokenizer of a GGUF file.
@@ -95,7 +97,8 @@ def agent(
         task = ChatPrompt("question", [{"role": "user", "content": question}])
         with foreign_tools(mcp, allow) as foreign:
             offered += foreign
-            (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, Sampling(temperature, seed=seed))
+            own = Sampling(temperature, seed=seed)
+            (trace,) = run_agent(engine, opened.tokenizer, [task], offered, limits, own, valid_calls=valid_calls)
     if trace.finish == "failed":
         raise UserError(f"{opened.name} gave no answer ({trace.error}); see to the server and ask again")
     about = {"model": opened.name, "runtime": opened.runtime, "tools": [tool.name for tool in offered]}

@@ -115,6 +115,7 @@ class LlamaCpp(FileWorker):
         persistence: int = CUT_AFTER,
         pieces: Sequence[str] = (),
         banned: Sequence[int] = (),
+        grammar: str = "",
     ) -> list[Generated]:
         """Answer each prompt, greedily at temperature 0; the draw of prompt ``i`` depends on ``(seed, i)`` alone.
 
@@ -124,9 +125,11 @@ class LlamaCpp(FileWorker):
             stop_on_loop: end an answer once a loop has lasted ``persistence`` tokens.
             pieces: what each id spells, so that numbers, marks and records are known when a loop is judged.
             banned: ids that no answer begins with.
+            grammar: what no answer leaves, in llama.cpp's GBNF.
 
         Raises:
-            UserError: an empty prompt, or one that leaves no room for an answer within ``n_ctx``.
+            UserError: an empty prompt, one that leaves no room for an answer within ``n_ctx``, or a grammar that
+                cannot be read.
         """
         for prompt in prompts:
             self._check(prompt, room=1)
@@ -142,6 +145,7 @@ class LlamaCpp(FileWorker):
             persistence=persistence,
             pieces=list(pieces),
             banned=list(banned),
+            grammar=grammar,
         )
         return [
             Generated(each["tokens"], each["log_probs"], each["finish"], Loop(**each["loop"]) if each["loop"] else None)

@@ -41,6 +41,14 @@ class Batch(ctypes.Structure):
     ]
 
 
+class _Candidates(ctypes.Structure):
+    """``llama_token_data_array``."""
+
+    _fields_ = [("data", _pointer), ("size", ctypes.c_size_t), ("selected", ctypes.c_int64), ("sorted", ctypes.c_bool)]
+
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+
 # llama_context_params: name -> (offset, struct format, default of this layout)
 _CONTEXT_FIELDS = {
     "n_ctx": (0, "I", 512),
@@ -83,6 +91,10 @@ def _declare() -> ctypes.CDLL:
         "llama_memory_seq_rm": (ctypes.c_bool, [_pointer, _int, _int, _int]),
         "llama_decode": (_int, [_pointer, Batch]),
         "llama_get_logits": (_pointer, [_pointer]),
+        "llama_sampler_init_grammar": (_pointer, [_pointer, ctypes.c_char_p, ctypes.c_char_p]),
+        "llama_sampler_apply": (None, [_pointer, ctypes.POINTER(_Candidates)]),
+        "llama_sampler_accept": (None, [_pointer, _int]),
+        "llama_sampler_free": (None, [_pointer]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -229,3 +241,39 @@ class Llama:
         address = self._library.llama_get_logits(self._context)
         pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, (outputs, self.vocab_size))
+
+    def grammar(self, text: str, stops: set[int]) -> Grammar:
+        """A grammar of rules ``text`` (GBNF) whose first is ``root``, for an answer that ends at one of ``stops``.
+
+        Raises:
+            ValueError: llama.cpp cannot read it.
+        """
+        sampler = self._library.llama_sampler_init_grammar(self._vocabulary, text.encode(), b"root")
+        if not sampler:
+            raise ValueError("llama.cpp could not read the grammar")
+        # llama.cpp lets any token that may end some answer stand where this one may end.
+        others = [token for token in range(self.vocab_size) if self.is_end(token) and token not in stops]
+        return Grammar(self._library, sampler, np.array(others, np.int32))
+
+
+class Grammar:
+    """What one answer may go on with; see :meth:`Llama.grammar`."""
+
+    def __init__(self, library: ctypes.CDLL, sampler: int, never: np.ndarray) -> None:
+        self._library, self._sampler, self._never = library, sampler, never
+
+    def allows(self, tokens: np.ndarray) -> np.ndarray:
+        """Which of the ids ``[n]`` may come next, bool ``[n]``."""
+        candidates = np.zeros(len(tokens), _CANDIDATE)
+        candidates["id"] = tokens
+        self._library.llama_sampler_apply(
+            self._sampler, ctypes.byref(_Candidates(candidates.ctypes.data, len(tokens), -1, False))
+        )
+        return np.isfinite(candidates["logit"]) & ~np.isin(tokens, self._never)
+
+    def take(self, token: int) -> None:
+        """Go on by a token that it allows."""
+        self._library.llama_sampler_accept(self._sampler, token)
+
+    def __del__(self) -> None:
+        self._library.llama_sampler_free(self._sampler)

@@ -77,6 +77,7 @@ class LlamaEngine:
             stop_on_loop=sampling.stop_on_loop,
             persistence=sampling.persistence,
             pieces=self._pieces if sampling.stop_on_loop else (),
+            grammar=sampling.grammar,
         )
         rollouts = []
         for (name, ids), answer in zip(prompts, answers, strict=True):

@@ -19,7 +19,7 @@ from minnow.device.worker_process import serve
 from minnow.loops import Lexicon, Loop, LoopWatch
 
 if TYPE_CHECKING:
-    from minnow.device.llama_cpp_api import Llama
+    from minnow.device.llama_cpp_api import Grammar, Llama
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -37,9 +37,31 @@ class _Slot:
     index: int
     position: int
     random: np.random.Generator
+    grammar: Grammar | None = None
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     loop: Loop | None = None
+
+    def draw(self, scores: np.ndarray, temperature: float) -> int:
+        """An id by its logit, float ``[vocab]``, at most 0, among those that the grammar allows."""
+        token = self._draw(scores, temperature)
+        if self.grammar is not None:
+            # Mostly the grammar allows what the network chooses, and looking at one id is cheap.
+            if not self.grammar.allows(np.array([token]))[0]:
+                allowed = self.grammar.allows(np.arange(len(scores)))
+                if not allowed.any():
+                    raise ValueError("no token of this file goes on as the grammar wants")
+                scores = np.where(allowed, scores, -np.inf)
+                token = self._draw(scores - scores.max(), temperature)
+            self.grammar.take(token)
+        return token
+
+    def _draw(self, scores: np.ndarray, temperature: float) -> int:
+        if temperature == 0:
+            return int(scores.argmax())
+        cumulative = np.exp(scores / temperature).cumsum(dtype=np.float64)
+        # Scaling the draw rather than the sums keeps it inside the vocabulary.
+        return int(np.searchsorted(cumulative, self.random.random() * cumulative[-1], side="right"))
 
 
 def _finish(slot: _Slot, stops: set[int], max_new_tokens: int, n_ctx: int) -> str | None:
@@ -122,6 +144,7 @@ class Worker:
         persistence: int,
         pieces: list[str],
         banned: list[int],
+        grammar: str,
     ) -> list[dict[str, Any]]:
         """Answer every prompt, as many at once as there are sequences; the stop token is the answer's last."""
         llama, stops = self.llama, set(stop)
@@ -141,7 +164,8 @@ class Worker:
             for row in range(llama.sequences):
                 if row not in slots and waiting:
                     index = waiting.popleft()
-                    slots[row] = _Slot(index, len(prompts[index]), np.random.default_rng([seed, index]))
+                    rules = llama.grammar(grammar, stops) if grammar else None
+                    slots[row] = _Slot(index, len(prompts[index]), np.random.default_rng([seed, index]), rules)
                     llama.forget(row)
                     if watch is not None:
                         watch.reset(row)
@@ -178,12 +202,7 @@ class Worker:
         shifted = logits - logits.max(axis=-1, keepdims=True)
         normaliser = np.log(np.exp(shifted).sum(axis=-1))
         for place, slot in enumerate(slots.values()):
-            if temperature > 0:
-                cumulative = np.exp(shifted[place] / temperature).cumsum(dtype=np.float64)
-                # Scaling the draw rather than the sums keeps it inside the vocabulary.
-                token = int(np.searchsorted(cumulative, slot.random.random() * cumulative[-1], side="right"))
-            else:
-                token = int(shifted[place].argmax())
+            token = slot.draw(shifted[place], temperature)
             slot.tokens.append(token)
             slot.log_probs.append(float(shifted[place, token] - normaliser[place]))
         if watch is not None:

@@ -26,6 +26,7 @@ class Sampling:
             :data:`minnow.loops.CUT_AFTER` some answers are cut that would have got out of it; training takes 0: a loop
             is worth no more of its time, and an answer that only got out of one is no example to follow.
         until: texts that end an answer, which keeps them; an engine may go on past one (llama.cpp's does).
+        grammar: llama.cpp's GBNF, which an answer cannot leave; other engines refuse it.
     """
 
     temperature: float = 0.0
@@ -34,6 +35,7 @@ class Sampling:
     stop_on_loop: bool = True
     persistence: int = CUT_AFTER
     until: tuple[str, ...] = ()
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_new_tokens < 1 or self.persistence < 0:
@@ -89,3 +91,9 @@ def per_prompt(sampling: Sampling | Sequence[Sampling], count: int) -> list[Samp
     if len(sampling) != count:
         raise ValueError(f"{len(sampling)} samplings for {count} prompts")
     return list(sampling)
+
+
+def refuse_grammars(samplings: Sequence[Sampling]) -> None:
+    """Raise :class:`UserError` where one has a grammar, for engines that cannot hold an answer to it."""
+    if any(each.grammar for each in samplings):
+        raise UserError("this engine cannot hold answers to a grammar; export the model and use the GGUF file")

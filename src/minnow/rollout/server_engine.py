@@ -22,7 +22,7 @@ from minnow.data.calls import CallError, parse_any_calls, without_calls
 from minnow.errors import UserError
 from minnow.files import whole_pairs
 from minnow.loops import CHARACTERS_A_TOKEN, Loop, TextWatch
-from minnow.rollout.records import Sampling, per_prompt
+from minnow.rollout.records import Sampling, per_prompt, refuse_grammars
 from minnow.rollout.reply import Reply, ReplyError
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer
 
@@ -106,9 +106,10 @@ class ServerEngine:
         """An answer to every prompt with its place in ``prompts``, as they come; one sampling for all or one each.
 
         Raises:
-            UserError: the server refuses the key, the model or the address, or fails over and over.
+            UserError: the server refuses the key, the model or the address, or fails over and over; a grammar.
         """
         samplings = per_prompt(sampling, len(prompts))
+        refuse_grammars(samplings)
         waiting = iter(range(len(prompts)))
         taking, stopped = threading.Lock(), threading.Event()
         done: Queue[tuple[int, TextAnswer | Exception, bool]] = Queue()

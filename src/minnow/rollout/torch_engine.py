@@ -19,7 +19,7 @@ from minnow.model.language_model import LanguageModel
 from minnow.model.state import DecodeState
 from minnow.rollout.batching import batches
 from minnow.rollout.guard import Guard, Rewound
-from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
+from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt, refuse_grammars
 
 
 @dataclass
@@ -92,9 +92,10 @@ class TorchEngine:
         """Answer every prompt, with one sampling for all or one each; results come in the order of ``prompts``.
 
         Raises:
-            UserError: an empty prompt, or one that leaves no room in the model's context.
+            UserError: an empty prompt, one that leaves no room in the model's context, or a grammar.
         """
         samplings = per_prompt(sampling, len(prompts))
+        refuse_grammars(samplings)
         for (name, ids), one in zip(prompts, samplings, strict=True):
             if not ids:
                 raise UserError(f"prompt {name!r} is empty; give it at least one token")

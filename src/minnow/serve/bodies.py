@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from minnow.agent.grammar import parameter_schema
 from minnow.data.calls import Call, check_name, render_calls
 from minnow.files import whole_pairs
 from minnow.serve.errors import ApiError
-from minnow.serve.schema import check, check_answer_schema, parameter_schema
+from minnow.serve.schema import check, check_answer_schema
 
 Action = Literal["local", "search", "cloud"]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 
+from minnow.agent.grammar import call_grammar
 from minnow.data.chat import END, END_OF_TEXT
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.worker_process import WorkerDied, WorkerProcess
@@ -19,7 +20,6 @@ from minnow.errors import UserError
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.events import events
-from minnow.serve.grammar import call_grammar
 from minnow.serve.local import prepare
 from minnow.serve.sessions import Sessions
 from minnow.serve.source import Ended, Piece, Prompt, Turn, connections

@@ -80,14 +80,6 @@ def check_answer_schema(schema: Any, path: str) -> None:
     _check_keywords(schema, path, 0)
 
 
-def parameter_schema(tool: Mapping[str, Any]) -> Any:
-    """The JSON Schema of a tool's arguments; ``{name: type}``, the short form that Minnow's own models learn, spelled out."""
-    given = tool.get("parameters", {})
-    if not given or "type" in given or not all(isinstance(kind, str) and kind in _KINDS for kind in given.values()):
-        return given
-    return {"type": "object", "properties": {name: {"type": kind} for name, kind in given.items()}, "required": list(given)}  # fmt: skip
-
-
 def _check_keywords(schema: Any, path: str, depth: int) -> None:
     if isinstance(schema, bool):
         return

@@ -168,10 +168,15 @@ def make(seed: int, pages: int, each: int, injections: int) -> MadeWorld:
     return MadeWorld(found, questions)
 
 
-def unheard_of(like: Entity, names: set[str], rng: Random) -> Entity:
-    """An entity that is on no page of a world with these ``names``, else the same as ``like``."""
+def unheard_of(like: Entity, names: set[str], rng: Random, keep: int | None = None) -> Entity:
+    """An entity that is on no page of a world with these ``names``, else the same as ``like``.
+
+    Args:
+        keep: the word of its name (0 or 1) that is that of ``like``; None: as chance has it.
+    """
     draw = person_name if like.kind == "person" else place_name
-    while (name := draw(rng, like.split)) in names:
+    kept = None if keep is None else like.name.split()[keep]
+    while (name := draw(rng, like.split)) in names or (keep is not None and name.split()[keep] != kept):
         pass
     return Entity("none", like.kind, name, like.split, like.facts, like.links)
 

@@ -1,14 +1,17 @@
-"""A grammar (llama.cpp's GBNF) that an answer cannot leave: one of the tools' calls, in LFM2's form."""
+"""A grammar (llama.cpp's GBNF) that an answer cannot leave: calls of the tools in LFM2's form, or also plain text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minnow.agent.tools import PARAMETER_TYPES
 from minnow.data.calls import CALL_END, CALL_START
-from minnow.serve.schema import parameter_schema
 
+# What is not "<|", with which every special token begins.
+_TEXT = r"""
+text ::= ([^<] | "<"+ [^<|])* "<"*"""
 _LITERALS = r"""
 value ::= string | number | boolean | "null" | array | object
 string ::= "\"" ([^"\\\x00-\x1f] | "\\" (["\\nrt] | "u" [0-9a-fA-F]{4}))* "\""
@@ -21,7 +24,7 @@ object ::= "{" (string ": " value (", " string ": " value)*)? "}"
 _RULES = {"string": "string", "integer": "integer", "number": "number", "boolean": "boolean", "null": '"null"'}
 
 
-def call_grammar(tools: Sequence[dict[str, Any]], many: bool = True) -> str:
+def call_grammar(tools: Sequence[dict[str, Any]], many: bool = True, must: bool = True) -> str:
     """GBNF whose every sentence :func:`minnow.data.calls.parse_calls` reads as calls of ``tools``.
 
     Required arguments come first, in the order of the schema, then those optional that are given.
@@ -29,12 +32,23 @@ def call_grammar(tools: Sequence[dict[str, Any]], many: bool = True) -> str:
     Args:
         tools: ``name`` and ``parameters`` each.
         many: whether more than one call may be made.
+        must: whether there has to be a call; otherwise text may stand before the calls or for them.
     """
     calls = " | ".join(f"call{place}" for place in range(len(tools)))
     more = ' (", " call){0,7}' if many else ""
-    rules = [f"root ::= {_quote(CALL_START + '[')} call{more} {_quote(']' + CALL_END)}", f"call ::= {calls}"]
+    rules = [f"calls ::= {_quote(CALL_START + '[')} call{more} {_quote(']' + CALL_END)}", f"call ::= {calls}"]
     rules += [f"call{place} ::= {_call(tool)}" for place, tool in enumerate(tools)]
-    return "\n".join(rules) + _LITERALS
+    root = "root ::= calls\n" if must else f"root ::= text calls?{_TEXT}\n"
+    return root + "\n".join(rules) + _LITERALS
+
+
+def parameter_schema(tool: Mapping[str, Any]) -> Any:
+    """The JSON Schema of a tool's arguments; ``{name: type}``, the short form that Minnow's own models learn, spelled out."""
+    given = tool.get("parameters", {})
+    short = all(isinstance(kind, str) and kind in PARAMETER_TYPES for kind in given.values())
+    if not given or "type" in given or not short:
+        return given
+    return {"type": "object", "properties": {name: {"type": kind} for name, kind in given.items()}, "required": list(given)}  # fmt: skip
 
 
 def _call(tool: dict[str, Any]) -> str:
