@@ -243,7 +243,7 @@ def test_as_many_ranks_resume_to_the_bit(sound: dict[str, Phase]) -> None:
 
 def test_the_rank_that_the_others_wait_for_is_named(sound: dict[str, Phase]) -> None:
     assert sound["slow"].codes == [0, 0] and sound["slow"].losses == pytest.approx(sound["one"].losses, abs=1e-5)
-    assert "minnow: rank 1 on " in sound["slow"].errors[0] and sound["slow"].errors[1] == ""
+    assert "rank 1 on " in sound["slow"].errors[0] and sound["slow"].errors[1] == ""
 
 
 def test_all_ranks_leave_out_spikes_and_go_back_together(sound: dict[str, Phase]) -> None:
