@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from minnow.model import kernels
 from minnow.model.kernels import build, fused, fused_training, products, recurrences, reference
@@ -654,3 +655,30 @@ def test_without_gradients_the_results_are_the_same() -> None:
             plain = getattr(kernels, name)(*arguments)
         for one, other in zip(plain, getattr(kernels, name)(*arguments), strict=True):
             assert torch.equal(one, other)
+
+
+def test_experts_meet_few_numbers_of_rows_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that oneDNN meets it compiles and keeps; the zeros below change nothing."""
+    met: set[int] = set()
+    linear = F.linear
+
+    def counted(rows: Tensor, weight: Tensor) -> Tensor:
+        met.add(len(rows))
+        return linear(rows, weight)
+
+    weights = draw(5, 24, 16)
+    for counts in ([70, 0, 33, 1, 32], [64, 31, 95, 40, 97]):
+        x, gradient = draw(sum(counts), 16), draw(sum(counts), 24)
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "linear", counted)
+            found = gradients(x, weights, torch.tensor(counts), gradient)
+        expected = gradients(x.double(), weights.double(), torch.tensor(counts), gradient.double())
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=2e-2, atol=0.1)
+    assert met == {1, 31, 32, 64, 96, 128}
+
+
+def gradients(x: Tensor, weights: Tensor, counts: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
+    made = reference.grouped_linear(x, weights, counts)
+    return made.detach(), *torch.autograd.grad(made, [x, weights], gradient)
