@@ -30,7 +30,7 @@ class Scripted:
         self, reply: Callable[[str], str] = lambda text: f"You said: {text}", pause: float = 0.0, slots: int = 2
     ) -> None:
         self.reply, self.pause, self.slots = reply, pause, slots
-        self.logprob = -0.1
+        self.logprob, self.margin, self.doubted = -0.1, 3.0, ""
         self.asked: list[Turn] = []
         self.at_once, self.most_at_once, self.closed = 0, 0, 0
         self.calls: tuple[Call, ...] = ()
@@ -40,6 +40,10 @@ class Scripted:
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
         """The log-probability at every position, and how long the text is."""
         return np.full((1 + len(text.split()), 2), [self.logprob, len(text.split())], np.float32)
+
+    def _alternatives(self, text: str) -> list[dict[str, object]]:
+        margin = 0.1 if text.strip() == self.doubted else self.margin
+        return [{"token": text, "logprob": self.logprob}, {"token": "else", "logprob": self.logprob - margin}]
 
     async def prepare(self, ask: Ask) -> Prompt:
         return Prompt(ask, ask.max_tokens or 400, (1,))
@@ -55,7 +59,7 @@ class Scripted:
             for place, word in enumerate(words):
                 await asyncio.sleep(self.pause)
                 text = word + (" " if place < len(words) - 1 else "")
-                listed = () if turn.logprobs is None else ({"token": text, "bytes": list(text.encode()), "logprob": self.logprob, "top_logprobs": []},)  # fmt: skip
+                listed = () if turn.logprobs is None else ({"token": text, "bytes": list(text.encode()), "logprob": self.logprob, "top_logprobs": self._alternatives(text)},)  # fmt: skip
                 yield Piece(text, 1, listed)
             yield Ended("stop", 7, 3, len(words), self.calls)
         finally:

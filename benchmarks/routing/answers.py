@@ -42,7 +42,8 @@ class Answer:
     """An answer as the model wrote it; ``pieces``: when some of it is there, and the text and tokens of that.
 
     Attributes:
-        tokens: ``[tokens, 2]``, the log-probability of each and its margin to the next best; empty where nobody asked.
+        tokens: ``[tokens, 3]``: of each its log-probability, the margin between the two likeliest there, and the entropy;
+            empty where nobody asked.
         states: ``[1 + beginning, width]``, hidden states from the prompt's last token on.
     """
 
@@ -77,7 +78,7 @@ def load(
             words.prompt(example.messages, example.tools),
             words.encode_chat(row["text"]),
         )
-        tokens, states = np.zeros((0, 2)), np.zeros((0, 0))
+        tokens, states = np.zeros((0, 3)), np.zeros((0, 0))
         if model is not None and ids:
             hidden = hidden_states(model, [*prompt, *ids])[len(prompt) - 1 :]
             logs = torch.log_softmax(model.logits(hidden[:-1].to(model.head.dtype)).float(), -1)
@@ -85,7 +86,8 @@ def load(
                 logs.gather(1, torch.tensor(ids)[:, None])[:, 0],
                 logs.topk(2).values,
             )
-            tokens = torch.stack([own, best[:, 0] - best[:, 1]], 1).numpy()
+            entropy = -(logs.exp() * logs).sum(-1)
+            tokens = torch.stack([own, best[:, 0] - best[:, 1], entropy], 1).numpy()
             states = hidden[: 1 + begun].numpy()
         start, pieces, shown = len(prompt) * pace.prefill, [], ""
         for first in range(0, len(ids), TOGETHER):

@@ -61,7 +61,7 @@ class Replayed:
     """The local model (:class:`minnow.serve.source.Source`): what it said, at the pace it has.
 
     Args:
-        signals: where given, the log-probability that every token of an answer is said to have had.
+        signals: where given, the margin that every token of an answer is said to have had.
     """
 
     name, slots, enforces = "edge", 4, True
@@ -96,13 +96,13 @@ class Replayed:
             await asyncio.sleep(second - last)
             last, kept = second, text[said:]
             said = max(0, said - len(text))
-            logs = answer.tokens[place : place + len(tokens), 0].tolist()
+            margins = answer.tokens[place : place + len(tokens), 1].tolist()
             place += len(tokens)
             if self._signals is not None:
-                logs = [self._signals[answer.id]] * len(tokens)
+                margins = [self._signals[answer.id]] * len(tokens)
             entries = [
-                {"bytes": list(one.encode()), "logprob": log, "top_logprobs": []}
-                for one, log in zip(tokens, logs, strict=True)
+                {"bytes": list(one.encode()), "top_logprobs": [{"logprob": margin}, {"logprob": 0.0}]}
+                for one, margin in zip(tokens, margins, strict=True)
             ]
             yield Piece(kept, len(tokens), tuple(entries) if turn.logprobs is not None else ())
         await asyncio.sleep(answer.seconds - last)

@@ -64,13 +64,19 @@ def signals_of(fit: Prompts, test: Prompts) -> tuple[dict[str, np.ndarray], dict
     """Every signal on the prompts it may be fitted to and on the test's, and the probes."""
 
     def of(prompts: Prompts) -> dict[str, np.ndarray]:
-        whole = [each.tokens if len(each.tokens) else np.zeros((1, 2)) for each in prompts.answers]
+        whole = [each.tokens if len(each.tokens) else np.zeros((1, 3)) for each in prompts.answers]
         begun = [each[:TOKENS] for each in whole]
         return {
             "log-probability, mean": np.array([each[:, 0].mean() for each in begun]),
             "log-probability, least": np.array([each[:, 0].min() for each in begun]),
+            "log-probability, first": np.array([each[0, 0] for each in begun]),
             "margin, mean": np.array([each[:, 1].mean() for each in begun]),
             "margin, least": np.array([each[:, 1].min() for each in begun]),
+            "margin, lowest tenth": np.array([np.quantile(each[:, 1], 0.1) for each in begun]),
+            "tokens of a margin below 0.2": np.array([-np.sum(each[:, 1] < 0.2) for each in begun], float),
+            "entropy, mean": np.array([-each[:, 2].mean() for each in begun]),
+            "entropy, most": np.array([-each[:, 2].max() for each in begun]),
+            "entropy, first": np.array([-each[0, 2] for each in begun]),
             "log-probability, mean of all": np.array([each[:, 0].mean() for each in whole]),
             "log-probability, least of all": np.array([each[:, 0].min() for each in whole]),
         }
@@ -100,9 +106,7 @@ def curve(signal: np.ndarray, test: Prompts) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(signal) + 1) / len(signal), (test.here.sum() + gained) / len(signal)
 
 
-def by_answers(
-    found: dict[str, np.ndarray], shown: dict[str, np.ndarray], test: Prompts
-) -> dict[str, dict[str, float]]:
+def by_answers(shown: dict[str, np.ndarray], test: Prompts) -> dict[str, dict[str, float]]:
     """What each signal is worth by the answers alone."""
     low, high = float(test.here.mean()), float(test.there.mean())
     rows = {}
@@ -169,12 +173,7 @@ def ways(
         "always local": Way(Policy()),
         "always cloud": Way(Policy(), "upstream"),
         "cloud first, local stands in": Way(base, "cloud"),
-        "log-probability": Way(
-            replace(
-                base,
-                signal=Signal(threshold(found["log-probability, mean"], fit, risk), TOKENS),
-            )
-        ),
+        "least margin": Way(replace(base, signal=Signal(threshold(found["margin, least"], fit, risk), TOKENS))),
     }
     for name, file in probes.items():
         signal = Signal(threshold(found[name], fit, risk), probe=file)
@@ -242,7 +241,10 @@ def main() -> None:
     }
     show("by task", result["by_task"])
     found, shown, probes = signals_of(fit, test)
-    result["signals"] = by_answers(found, shown, test)
+    untrained = {name: signal for name, signal in found.items() if not np.isnan(signal).any()}
+    result["signals_elsewhere"] = by_answers(untrained, fit)
+    show("signals without a probe, on the other prompts: those to choose by", result["signals_elsewhere"])
+    result["signals"] = by_answers(shown, test)
     show("signals, by the answers alone", result["signals"])
     # What may be lost, by the prompts that set the thresholds.
     risk = 0.05 * float(fit.there.mean())

@@ -30,7 +30,7 @@ HASTY = {"first_token": 0.6, "stall": 0.6}
 
 
 class Routed:
-    """A server with a local model whose log-probability is ``local.logprob``, and a cloud behind it."""
+    """A server with a local model whose margins are ``local.margin``, and a cloud behind it."""
 
     def __init__(self, url: str, desk: Desk, local: Scripted, cloud: BadServer) -> None:
         self.url, self.desk, self.local, self.cloud = url, desk, local, cloud
@@ -52,10 +52,10 @@ class Routed:
 @contextmanager
 def routed(reply: Callable[[dict[str, Any], int], Reply], url: str | None = None, **cloud: Any) -> Iterator[Routed]:
     local = Scripted(lambda text: "I think it is so.")
-    local.logprob = -2.0
+    local.margin = 0.2
     with bad_server(reply) as far:
         way = Cloud(url or far.url, "big", **({"retries": 0} | cloud))
-        policy = Policy(cloud=way, signal=Signal(threshold=-1.0, tokens=3))
+        policy = Policy(cloud=way, signal=Signal(threshold=1.0, tokens=3))
         source = UpstreamSource(way.url, "big", stall=20)
         desk = Desk(local, Settings(deadline=30), Metrics(), policy, source, [])
         with running(create_app(desk)) as address:
@@ -73,17 +73,33 @@ def said(response: httpx.Response) -> str:
 def test_a_sure_answer_stays_and_an_unsure_one_goes() -> None:
     with routed(lambda body, n: spoken(BIG)) as server:
         text, route = server.answer()
-        assert text == BIG and route["action"] == "cloud" and "unsure (-2.00 < -1.00)" in route["reason"]
+        assert text == BIG and route["action"] == "cloud" and "unsure (0.20 < 1.00)" in route["reason"]
         assert route["tried"] == ["local", "cloud"] and server.cloud.bodies[0]["model"] == "big"
-        server.local.logprob = -0.2
+        server.local.margin = 1.5
         text, route = server.answer("again", user="anna")
-        assert text == "I think it is so." and route == {"action": "local", "reason": "the local answer is sure (-0.20)", "tried": ["local"]}  # fmt: skip
+        assert text == "I think it is so." and route == {"action": "local", "reason": "the local answer is sure (1.50)", "tried": ["local"]}  # fmt: skip
         assert len(server.cloud.bodies) == 1 and server.local.at_once == 0
         text, route = server.answer("once more", model="big", user="anna")
         assert text == BIG and route["reason"] == "asked for" and "user" not in server.cloud.bodies[1]
         assert "minnow" not in server.cloud.bodies[1]
         metrics = httpx.get(server.url + "/metrics").text
         assert 'minnow_answers_total{route="cloud",finish="stop"} 2' in metrics
+
+
+def test_one_token_in_doubt_among_the_first_is_enough() -> None:
+    with routed(lambda body, n: spoken(BIG)) as server:
+        server.local.margin = 1.5
+        for doubted, action in (("think", "cloud"), ("so.", "local")):  # the third token is the last that counts
+            server.local.doubted = doubted
+            assert server.answer()[1]["action"] == action
+
+
+def test_a_client_gets_as_many_alternatives_as_it_asked_for() -> None:
+    with routed(lambda body, n: spoken(BIG)) as server:
+        server.local.margin = 1.5
+        for asked in (0, 1, 2):
+            listed = server.ask(logprobs=True, top_logprobs=asked)["choices"][0]["logprobs"]["content"]
+            assert [len(entry["top_logprobs"]) for entry in listed] == [asked] * 5
 
 
 @pytest.mark.parametrize(
@@ -160,8 +176,8 @@ def test_a_call_that_is_unsure_goes_to_the_cloud() -> None:
     with routed(lambda body, n: spoken(BIG)) as server:
         server.local.reply = lambda text: call
         text, route = server.answer(tools=[tool])
-        assert text == BIG and "unsure (-2.00" in route["reason"]
-        server.local.logprob = -0.1
+        assert text == BIG and "unsure (0.20" in route["reason"]
+        server.local.margin = 1.5
         whole = server.ask(tools=[tool])
         assert whole["route"]["action"] == "local" and whole["choices"][0]["finish_reason"] == "tool_calls"
         streamed = httpx.post(server.url + CHAT, json={"messages": [{"role": "user", "content": "x"}], "tools": [tool], "stream": True})  # fmt: skip
@@ -264,9 +280,9 @@ def test_an_unsure_answer_looks_things_up() -> None:
         )
 
     local = Scripted(reply)
-    local.logprob = -2.0
+    local.margin = 0.2
     index = SearchIndex.build([("velm", "Velm", "Velm is a town on the Anse.")])
-    desk = Desk(local, Settings(), Metrics(), Policy(signal=Signal(threshold=-1.0, tokens=3), cloud=Cloud("http://127.0.0.1:9/v1", "big")), None, [search_tool(index)])  # fmt: skip
+    desk = Desk(local, Settings(), Metrics(), Policy(signal=Signal(threshold=1.0, tokens=3), cloud=Cloud("http://127.0.0.1:9/v1", "big")), None, [search_tool(index)])  # fmt: skip
     with running(create_app(desk)) as url:
         whole = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "What is Velm?"}]}).json()
         assert whole["choices"][0]["message"]["content"] == "It is a town on the Anse."

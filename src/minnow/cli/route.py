@@ -49,7 +49,7 @@ def explain(
         route: the way the client asks for.
         private: the request is tagged private.
         search: there is something to search.
-        signal: of the beginning of the local answer: its mean log-probability, or what the policy's probe says.
+        signal: of the beginning of the local answer: its least margin, or what the policy's probe says.
         local: predicted seconds of the local answer.
         cloud: predicted seconds of the cloud's.
         deadline: seconds until it is wanted.

@@ -43,8 +43,9 @@ class Signal:
     """When a local answer counts as unsure.
 
     Attributes:
-        threshold: the signal below which it does: the mean log-probability of the answer's first ``tokens`` tokens, or
-            with a ``probe`` the probability that the answer is good.
+        threshold: the signal below which it does: the least margin among the answer's first ``tokens`` tokens, or with a
+            ``probe`` the probability that the answer is good. A token's margin is by how much the log-probability of the
+            likeliest one exceeds the next one's.
         probe: a file of ``minnow route fit``, which reads the hidden states of as many tokens as it was fitted on.
         calibration: instead of a threshold, JSON lines with ``signal`` and ``good`` of earlier local answers, from which
             the threshold is set so that at most ``risk`` of all answers are local and bad. A probe brings its own.
@@ -159,7 +160,7 @@ def choose(policy: Policy, facts: Facts) -> Decision:
 def reconsider(
     policy: Policy, facts: Facts, decision: Decision, signal: float | None, threshold: float | None
 ) -> Decision:
-    """The way a request goes on after the beginning of a local answer, whose mean log-probability is ``signal``."""
+    """The way a request goes on after the beginning of a local answer, which looks as good as ``signal`` says."""
     if threshold is None or signal is None:
         return decision
     if signal >= threshold:

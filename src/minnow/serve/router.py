@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Router:
             tried.append("local")
             held: list[Part] = []
             looks = self.threshold is not None and ask.route == "auto"
-            wanted = ask.logprobs if ask.logprobs is not None else 0 if looks else None
+            wanted = max(ask.logprobs or 0, 2) if looks else ask.logprobs
             async with aclosing(local(ask, "", wanted)) as parts:
                 async for part in parts:
                     if looks:
@@ -175,7 +176,7 @@ class Router:
         if not entries:
             return None
         if self._probe is None:
-            return float(np.mean([entry["logprob"] for entry in entries]))
+            return min(map(_margin, entries[: self.policy.signal.tokens]))
         assert self._hidden is not None and prompt.ids is not None
         begun = b"".join(bytes(entry["bytes"]) for entry in entries[: self._probe.tokens])
         states = await self._hidden(prompt, begun.decode(errors="ignore"))
@@ -187,9 +188,13 @@ class Router:
     def _shown(self, part: Part, ask: Ask, decision: Decision, tried: list[str]) -> Piece | Taken | Looked | Routed:
         if isinstance(part, Finished):
             return Routed(part, decision.action, decision.reason, tuple(tried))
-        if isinstance(part, Piece) and ask.logprobs is None:
+        if not isinstance(part, Piece):
+            return part
+        if ask.logprobs is None:
             return replace(part, logprobs=())
-        return part
+        most = ask.logprobs  # the router may have asked for more
+        kept = tuple(entry | {"top_logprobs": entry["top_logprobs"][:most]} for entry in part.logprobs)
+        return replace(part, logprobs=kept)
 
     async def _elsewhere(
         self,
@@ -301,6 +306,12 @@ class Router:
             finally:
                 if not finished:
                     self.breaker.left()
+
+
+def _margin(entry: dict[str, Any]) -> float:
+    """By how much the likeliest token at a place exceeds the next; infinity where there was no other."""
+    logs = sorted((float(other["logprob"]) for other in entry["top_logprobs"]), reverse=True)
+    return logs[0] - logs[1] if len(logs) > 1 else math.inf
 
 
 def _tokens(parts: Sequence[Part]) -> int:
