@@ -123,8 +123,7 @@ def train(ranks: Ranks, phase: dict[str, Any], told: dict[str, Any]) -> None:
     guard.WINDOW = 5
     pace.PERIOD, pace.READING = (0.0, 0.0) if fault == "slow" else (1e9, 0.1)
     toy.CONFIG = toy.MODELS[phase.get("model", "dense")]
-    if phase.get("aside"):
-        state_file.SLOW_SECONDS = 0.0
+    state_file.SLOW_SECONDS = 0.0 if phase.get("aside") else 1e9
     read: list[list[int]] = []
 
     def source(step: int) -> Iterator[Batch]:

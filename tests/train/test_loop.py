@@ -280,6 +280,26 @@ def test_a_state_written_aside_is_of_the_step_that_asked_for_it(
     assert toy.digest(resumed) == straight[0]
 
 
+def test_training_goes_on_while_a_disk_takes_its_time(
+    tmp_path: Path, straight: tuple[str, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save is due at every step, and the second is not through before the last step but two."""
+    monkeypatch.setattr(state_file, "SLOW_SECONDS", 0.0)
+    write, reached, kept = state_file.write_file, threading.Event(), []
+
+    def slow(path: Path, state: dict[str, Any]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert reached.wait(60)
+        kept.append(state["step"])
+        write(path, state)
+
+    monkeypatch.setattr(state_file, "write_file", slow)
+    trainer, _ = toy.make_trainer(tmp_path, save_seconds=0.0)
+    trainer.run(progress=lambda advanced, note: reached.set() if trainer.done_steps == 6 else None)
+    assert kept[:2] == [0, 1] and kept[2] >= 6
+    assert toy.digest(trainer) == straight[0]
+
+
 def test_divergence_ends_in_a_sentence_with_the_last_sound_weights(tmp_path: Path) -> None:
     trainer, _ = toy.make_trainer(tmp_path, steps=50)
     objective = trainer.objective

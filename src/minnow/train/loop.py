@@ -193,7 +193,8 @@ class Trainer:
         total = self.settings.steps
         with self._stoppable():
             while True:
-                overdue = self.ranks.agree(time.monotonic() - self._saved_at > self.settings.save_seconds)
+                waited = time.monotonic() - self._saved_at
+                overdue = self.ranks.agree(waited > self.settings.save_seconds and not self._file.writing)
                 step = self.done_steps
                 if checkpoint and self.settings.checkpoints.due(step) and self._written != step:
                     checkpoint(step)

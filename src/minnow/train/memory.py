@@ -170,7 +170,8 @@ def _mixer_values(mixer: Mixer, width: int) -> int:
 def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
     if isinstance(feed_forward, Dense):
         return 3 * feed_forward.width
-    return feed_forward.active * (3 * feed_forward.width + 2 * width)
+    # The router's input and the experts' outputs are kept in float32, twice as long as the rest in half precision.
+    return feed_forward.active * (3 * feed_forward.width + 3 * width) + 2 * width
 
 
 def logit_bytes(config: ModelConfig, positions: int, each: int) -> int:

@@ -37,6 +37,11 @@ class StateFile:
         # Both are there where a process was killed between writing one and removing the other.
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
+    @property
+    def writing(self) -> bool:
+        """Whether a write is under way beside training, for which the next would have to wait."""
+        return self._pending is not None and not self._pending.done()
+
     def write(self, state: dict[str, Any], wait: bool = True) -> None:
         """Replace the state on disk by ``state``.
 
