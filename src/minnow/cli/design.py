@@ -17,7 +17,7 @@ from minnow.data.documents import read_documents
 from minnow.device.design import Journal, Measuring, Quality, Train, search
 from minnow.device.design_space import Budget, Design, Space
 from minnow.errors import UserError
-from minnow.files import whole_file, write_json
+from minnow.files import write_json, write_text
 from minnow.scaling.charts import Marks, chart
 from minnow.scaling.points import parse_count
 from minnow.tasks import PocketWorld
@@ -82,9 +82,8 @@ def design(
     best = Design(**found["winner"]["design"])
     write_json(out / "config.json", best.config().to_hf())
     write_json(out / "design.json", found)
-    for name, text in (("recipe.yaml", recipe_of(best)), ("pareto.svg", _plot(found))):
-        with whole_file(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(out / "recipe.yaml", recipe_of(best))
+    write_text(out / "pareto.svg", _plot(found))
     emit(found, _text(found, out), as_json)
 
 

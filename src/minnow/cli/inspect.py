@@ -16,7 +16,7 @@ from minnow.cli.inspect_chart import part_name, svg_chart, terminal_bars
 from minnow.cli.models import resolve_model
 from minnow.cli.output import AsJson, columns, emit, size_text
 from minnow.errors import UserError
-from minnow.files import read_json, whole_file
+from minnow.files import read_json, write_text
 from minnow.model.accounting import accounting
 from minnow.model.config import ATTENTION, CONV, DELTA, LINEAR, SLIDING, Attention, Dense, Experts, ModelConfig
 from minnow.model.families import FAMILIES
@@ -72,8 +72,7 @@ def inspect(
         if budget is not None:
             documents[-1]["fits"] = {"budget": memory, "budget_bytes": budget} | _fits(config, budget)
     if svg:
-        with whole_file(svg) as temporary:
-            temporary.write_text(svg_chart(documents, context[0]), encoding="utf-8")
+        write_text(svg, svg_chart(documents, context[0]))
         sys.stderr.write(f"drew {svg}\n")
     single = len(documents) == 1
     text = "" if as_json else (_text if single else _table)(documents, sys.stdout.isatty())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from minnow.device.profile import profile as profile_models
 from minnow.device.remote import device_script, read_remote
 from minnow.device.server_profile import profile_server
 from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.files import write_json, write_text
 from minnow.model.presets import find_preset
 from minnow.rollout.server_engine import ServerEngine
 
@@ -123,7 +122,6 @@ def _subject(model: str) -> Path | str:
 def _write(found: dict[str, Any], card: str, folder: Path) -> None:
     from minnow.recipe.report.device_card import device_page
 
-    texts = {"card.md": card, "card.html": device_page(found), "profile.json": json.dumps(found, indent=2) + "\n"}
-    for name, text in texts.items():
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "card.md", card)
+    write_text(folder / "card.html", device_page(found))
+    write_json(folder / "profile.json", found)

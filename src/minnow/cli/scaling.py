@@ -11,7 +11,7 @@ import tyro
 
 from minnow.cli.output import AsJson, columns, emit, warn
 from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.files import write_text
 from minnow.recipe.mapping import nearest
 from minnow.scaling.charts import isoflop_chart, residual_chart
 from minnow.scaling.downstream import AccuracyLaw, BetaLaw, fit_accuracy, fit_beta
@@ -155,8 +155,7 @@ def _write_plots(fitted: Fit, folder: Path) -> list[str]:
     if isinstance(fitted.law, Law):
         charts["isoflop.svg"] = isoflop_chart(fitted)
     for name, drawn in charts.items():
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(drawn, encoding="utf-8")
+        write_text(folder / name, drawn)
     return [str(folder / name) for name in charts]
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from minnow.cli.output import AsJson, columns, emit, warn
 from minnow.errors import UserError
-from minnow.files import read_json, whole_file
+from minnow.files import read_json, write_text
 from minnow.recipe.mapping import nearest
 from minnow.scaling.accelerators import GPUS
 from minnow.scaling.charts import plan_chart
@@ -140,8 +140,7 @@ def plan(
     if gpu_price:
         text += f"\n$: {gpu} hours at {gpu_price:g} and {mfu:.0%} of the peak; set --gpu, --gpu-price and --mfu"
     if plot is not None:
-        with whole_file(plot) as temporary:
-            temporary.write_text(plan_chart(choices, laws, budget), encoding="utf-8")
+        write_text(plot, plan_chart(choices, laws, budget))
         document["plot"] = str(plot)
         text += f"\nwrote {plot}"
     emit(document, text, as_json)

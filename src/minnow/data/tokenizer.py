@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from minnow.data.chat import BOS, CHAT_TEMPLATE, END, FILL_IN, PAD, SPECIAL_TOKENS, START, turns
 from minnow.errors import UserError
-from minnow.files import whole_file, write_json
+from minnow.files import write_json, write_text
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -130,9 +130,8 @@ class Tokenizer:
             UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        for name, text in (("tokenizer.json", self._serialised), ("chat_template.jinja", CHAT_TEMPLATE)):
-            with whole_file(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_text(folder / "tokenizer.json", self._serialised)
+        write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
         added = {
             str(self._special_id(token)): {
                 "content": token,

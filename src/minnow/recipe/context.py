@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.files import write_text
 from minnow.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Metrics:
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         assert self.path is not None
         kept = [json.dumps(record, ensure_ascii=False) + "\n" for record in self.read() if wanted(record)]
-        with whole_file(self.path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
     def sync(self) -> None:
         """Force what was recorded to disk."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minnow.errors import UserError
-from minnow.files import read_json, whole_file
+from minnow.files import read_json, write_text
 from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.speed import BUDGET_SECONDS, measure_step, takes_muon
@@ -87,8 +87,7 @@ def collect(recipe: Recipe) -> list[dict[str, Any]]:
     writer = csv.DictWriter(table, list(points[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(points)
-    with whole_file(recipe.run_folder / POINTS) as temporary:
-        temporary.write_text(table.getvalue(), encoding="utf-8")
+    write_text(recipe.run_folder / POINTS, table.getvalue())
     return points
 
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from minnow.files import whole_file
+from minnow.files import write_text
 from minnow.recipe.report.device import device, lookup, reproduce
 from minnow.recipe.report.loops import loops
 from minnow.recipe.report.markup import Markup, join, raw, tag
@@ -43,8 +43,7 @@ def build_report(run_folder: Path) -> Path:
     """
     page = render(load_run(run_folder))
     path = run_folder / "report.html"
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
