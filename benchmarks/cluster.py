@@ -34,9 +34,9 @@ import torch
 
 from minnow.data.loader import Loader
 from minnow.data.packing import Packed
+from minnow.machine import machine, peak_rss_bytes
 from minnow.model.backbone import Backbone
 from minnow.model.config import Attention, Dense, Experts, FeedForward, LayerConfig, ModelConfig, Rope, ShortConv
-from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.scaling import calibrate
 from minnow.scaling.accelerators import GPUS
 from minnow.scaling.calibrate import Calibration, warm_up

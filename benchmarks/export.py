@@ -52,7 +52,7 @@ from minnow.train.optimizer import OptimizerSettings
 WIDTH, HEADS, HEAD = 128, 4, 32
 # VmHWM, because what wait4 gives counts the process that this one was forked from.
 _RUN = (
-    "import sys; from minnow.cli.main import main; from minnow.device.llama_worker import peak_rss_bytes; "
+    "import sys; from minnow.cli.main import main; from minnow.machine import peak_rss_bytes; "
     "code = main(sys.argv[1:]); print(peak_rss_bytes()); sys.exit(code)"
 )
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")

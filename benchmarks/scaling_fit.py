@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minnow.machine import usable_cores
 from minnow.scaling.fit import fit_law
 from minnow.scaling.laws import EPOCH, HOFFMANN, Law
-from minnow.scaling.minimise import cores
 from minnow.scaling.plan import PRESETS, Budget, chinchilla, describe, inference_aware
 from minnow.scaling.points import Columns, Points, read_points
 
@@ -235,7 +235,7 @@ def speed() -> dict[str, float]:
 
     grid, both = best(0), best(4000)
     return {
-        "cores": cores(),
+        "cores": usable_cores(),
         "grid_seconds": grid[0],
         "grid_cpu_seconds": grid[1],
         "bootstrap_seconds": max(0.0, both[0] - grid[0]),

@@ -23,6 +23,7 @@ from minnow.data.tokenizer import Tokenizer
 from minnow.data.tokenizing import SHARD_TOKENS, FillInTheMiddle, read_files, tokenize_corpus
 from minnow.errors import UserError
 from minnow.files import whole_file
+from minnow.machine import usable_cores
 from minnow.progress import quantity, track
 
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|PATTERN|URL …")]
@@ -56,7 +57,7 @@ def tokenize(
         shard_tokens: a shard ends with the document that reaches so many.
     """
     words, names = Tokenizer.load(tokenizer), _files(files)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = (0 if cores == 1 else cores) if processes is None else processes
     if workers < 0 or shard_tokens < 1:
         raise UserError(f"processes is {workers} and shard_tokens {shard_tokens}; use 0 or more and at least 1")

@@ -11,9 +11,9 @@ from minnow.cli.output import AsJson, Overrides, columns, emit
 from minnow.cli.scaling_plan import Amount, amount
 from minnow.errors import UserError
 from minnow.files import read_json, write_json
+from minnow.machine import machine, peak_rss_bytes
 from minnow.model.presets import PRESETS, find_preset
 from minnow.progress import duration, track
-from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.recipe.mapping import nearest
 from minnow.recipe.schema import Recipe, load_recipe
 from minnow.recipe.speed import takes_muon

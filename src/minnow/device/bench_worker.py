@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minnow.device.machine import peak_rss_bytes
 from minnow.device.worker_process import answers
+from minnow.machine import peak_rss_bytes
 
 
 class Runner(Protocol):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minnow.device.machine import peak_rss_bytes
 from minnow.device.worker_process import serve
 from minnow.loops import Lexicon, Loop, LoopWatch
+from minnow.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from minnow.device.llama_cpp_api import Grammar, Llama

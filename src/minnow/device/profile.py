@@ -19,17 +19,11 @@ import numpy as np
 from minnow.device.bench import Bench, Engine, Timing, interleaved
 from minnow.device.folder_export import GENAI_SETTINGS
 from minnow.device.gguf_export import export_gguf, gguf_metadata
-from minnow.device.machine import (
-    cpu_ticks,
-    describe_machine,
-    energy_joules,
-    load_average,
-    steal_share,
-    usable_cores,
-)
+from minnow.device.machine import cpu_ticks, describe_machine, energy_joules, load_average, steal_share
 from minnow.device.random_gguf import write_random_gguf
 from minnow.errors import UserError
 from minnow.files import read_json
+from minnow.machine import usable_cores
 from minnow.model.accounting import parameter_parts
 from minnow.model.config import ModelConfig
 from minnow.model.presets import PRESETS, find_preset

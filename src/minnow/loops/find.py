@@ -7,7 +7,6 @@ something new has recovered. The evidence is in :mod:`minnow.loops.judge`, what 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from minnow.loops.judge import KINDS, LATEST, TAIL, judge_many
 from minnow.loops.symbols import Lexicon, Symbols, joined, read_text, read_tokens
 from minnow.loops.tools import tool_cycle
+from minnow.machine import usable_cores
 
 _BATCH = 256  # outputs whose symbols are held side by side
 _LONGEST_TEXT = 1 << 22  # characters read of one text, from its end
@@ -131,7 +131,7 @@ def with_tools(text: str, loop: Loop | None, skipped: int = 0) -> Loop | None:
 
 def _in_batches(outputs: list[Any], judged: Any, threads: int | None) -> list[Loop | None]:
     batches = [outputs[place : place + _BATCH] for place in range(0, len(outputs), _BATCH)]
-    threads = min(threads or os.cpu_count() or 1, len(batches))
+    threads = min(threads or usable_cores(), len(batches))
     if threads <= 1:
         return [loop for batch in batches for loop in judged(batch)]
     with ThreadPoolExecutor(threads) as pool:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from minnow.machine import machine, peak_rss_bytes
 from minnow.model import kernels
 from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.model.config import ModelConfig
 from minnow.progress import duration, quantity
-from minnow.recipe.machine import machine, peak_rss_bytes
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step, takes_muon
 from minnow.train.loop import TrainSettings

@@ -17,13 +17,14 @@ from typing import Any
 from minnow import progress
 from minnow.errors import UserError
 from minnow.files import write_json
+from minnow.machine import machine, peak_rss_bytes, release_memory
 from minnow.recipe import folder as folders
 from minnow.recipe.context import Metrics, StageContext
-from minnow.recipe.machine import machine, peak_rss_bytes, release_memory, versions
 from minnow.recipe.mapping import nearest, to_plain
 from minnow.recipe.registry import StageKind, stage_kinds
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.tracking import check_tracker, tracked
+from minnow.recipe.versions import versions
 from minnow.train.ranks import Ranks
 
 

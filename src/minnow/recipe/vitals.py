@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from minnow.machine import peak_rss_bytes
 from minnow.model.accounting import flops_per_token
 from minnow.model.config import ModelConfig
 from minnow.model.language_model import LanguageModel
 from minnow.progress import quantity
-from minnow.recipe.machine import peak_rss_bytes
 from minnow.train.precision import peak_flops
 
 NOISY = ("seconds", "saving_seconds", "tokens_per_second", "mfu", "memory_bytes", "gpu_memory_bytes")

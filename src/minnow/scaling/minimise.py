@@ -8,12 +8,13 @@ the *mean* of the loss: at 1e-6 of its scale the optimiser stops early. Here the
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minnow.machine import usable_cores
 
 Array = NDArray[np.float64]
 
@@ -93,14 +94,9 @@ def minimise(
         part = slice(begin, begin + size)
         return _lbfgs(problem, starts[part], None if weights is None else weights[part], iterations, tolerance)
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         parts = list(pool.map(run, cuts))
     return np.concatenate([theta for theta, _ in parts]), np.concatenate([value for _, value in parts])
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lbfgs(
