@@ -29,10 +29,9 @@ from minnow.device.parity import check_parity, check_tokenizer, own_sequences, r
 from minnow.errors import UserError
 from minnow.loops import find_loop
 from minnow.model.checkpoint import load_checkpoint
-from minnow.rollout import Guard, Sampling
+from minnow.rollout import Sampling
 from minnow.rollout.server_engine import ServerEngine
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, answer_all
-from minnow.rollout.text_guard import guard_text
 
 TEXTS = [
     "",
@@ -302,27 +301,6 @@ def test_llama_cpps_own_server_gives_the_engines_answers(checkpoint: Path, expor
         assert answer.text and one.text.startswith(answer.text)
         assert (answer.prompt_id, answer.finish_reason, answer.tokens) == (one.prompt_id, "length", 3)
     assert sum(answer.text == one.text for answer, one in zip(answers, wanted, strict=True)) >= 4
-
-
-def test_an_engine_continues_an_answer_for_the_text_guard(checkpoint: Path, exported: dict[str, GgufFile]) -> None:
-    tokenizer = _tokenizer(checkpoint)
-    prompt = tokenizer.prompt([{"role": "user", "content": TEXTS[1]}])
-    with LlamaEngine(exported["F16"].file, tokenizer, rows=1) as engine:
-        whole = engine.generate([("p", prompt)], Sampling(max_new_tokens=100, stop_on_loop=False))[0]
-        ask = engine.continues(prompt, 100, chunk=16)
-        pieces, reason = [], None
-        stream = ask("", 0.0, ())
-        while reason is None:
-            try:
-                pieces.append(next(stream))
-            except StopIteration as ended:
-                reason = ended.value
-        assert "".join(pieces) == whole.text and len(pieces) > 1 and reason == whole.finish_reason
-        start = tokenizer.decode(whole.token_ids[:1], keep_special=True)
-        other = next(ask("", 0.0, (whole.text,)))
-        assert not other.startswith(start)
-        answer = guard_text(engine.continues(prompt, 300), Guard(rewinds=2, temperature=1.0))
-    assert (answer.finish_reason == "loop") == (answer.loop is not None) and answer.rewinds <= 2
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

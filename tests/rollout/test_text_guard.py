@@ -12,7 +12,7 @@ import pytest
 
 from minnow.loops import find_text_loop
 from minnow.rollout import Guard
-from minnow.rollout.text_guard import Cut, GuardedText, guard_text, guarded
+from minnow.rollout.text_guard import Continues, Cut, GuardedText, guarded
 
 START = "The mill stands by the river. "
 LOOP = ["the", "old", "wheel", "turns", "and"]
@@ -49,6 +49,12 @@ class Wordy:
         except GeneratorExit:
             self.closed += 1
             raise
+
+
+def guard_text(source: Continues, guard: Guard, temperature: float = 0.0, begun: str = "") -> GuardedText:
+    *_, answer = guarded(source, guard, temperature, begun)
+    assert isinstance(answer, GuardedText)
+    return answer
 
 
 def test_the_first_word_of_the_loop_is_banned_at_its_onset() -> None:

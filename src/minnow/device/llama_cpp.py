@@ -114,7 +114,6 @@ class LlamaCpp(FileWorker):
         stop_on_loop: bool = False,
         persistence: int = CUT_AFTER,
         pieces: Sequence[str] = (),
-        banned: Sequence[int] = (),
         grammar: str = "",
     ) -> list[Generated]:
         """Answer each prompt, greedily at temperature 0; the draw of prompt ``i`` depends on ``(seed, i)`` alone.
@@ -124,7 +123,6 @@ class LlamaCpp(FileWorker):
             ids_in_use: ids from here on (rows that only pad the embedding) are never drawn.
             stop_on_loop: end an answer once a loop has lasted ``persistence`` tokens.
             pieces: what each id spells, so that numbers, marks and records are known when a loop is judged.
-            banned: ids that no answer begins with.
             grammar: what no answer leaves, in llama.cpp's GBNF.
 
         Raises:
@@ -144,7 +142,6 @@ class LlamaCpp(FileWorker):
             stop_on_loop=stop_on_loop,
             persistence=persistence,
             pieces=list(pieces),
-            banned=list(banned),
             grammar=grammar,
         )
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,6 @@ from minnow.errors import UserError
 from minnow.loops import find_loop
 from minnow.rollout.records import Prompt, Rollout, Sampling, per_prompt
 from minnow.rollout.scoring import Likelihood, Request
-from minnow.rollout.text_guard import Continues
 
 _CONTEXT_STEP = 256  # llama.cpp rounds the context to this many positions anyway
 
@@ -105,39 +104,6 @@ class LlamaEngine:
             greedy = bool((scores.best[first:] == list(continuation)).all())
             results.append(Likelihood(float(scores.next_log_prob[first:].sum()), greedy))
         return results
-
-    def continues(self, prompt: Sequence[int], max_new_tokens: int, seed: int = 0, chunk: int = 64) -> Continues:
-        """What :func:`minnow.rollout.text_guard.guarded` asks of an answer to ``prompt``, of at most ``max_new_tokens``.
-
-        The text comes ``chunk`` tokens at a time, for each of which the prompt and the answer so far are read again.
-        """
-
-        def ask(text: str, temperature: float, banned: tuple[str, ...]) -> Generator[str, None, str]:
-            ids = [*prompt, *self.tokenizer.encode_chat(text)]
-            begun, shown = len(ids), ""
-            first = [self.tokenizer.encode_chat(each)[0] for each in banned]
-            while (room := len(prompt) + max_new_tokens - len(ids)) > 0:
-                answer = self._worker(len(prompt) + max_new_tokens).generate(
-                    [ids],
-                    min(chunk, room),
-                    temperature,
-                    seed + len(ids),
-                    stop=sorted(self.tokenizer.stop_ids),
-                    ids_in_use=self.tokenizer.vocab_size,
-                    banned=first if len(ids) == begun else (),
-                )[0]
-                ended = answer.finish == "stop"
-                ids += answer.tokens[:-1] if ended else answer.tokens
-                # A character may still lack its last bytes.
-                written = self.tokenizer.decode(ids[begun:], keep_special=True)
-                written = written if ended or len(answer.tokens) == room else written.rstrip("\ufffd")
-                yield written[len(shown) :]
-                if ended:
-                    return "stop"
-                shown = written
-            return "length"
-
-        return ask
 
     def _worker(self, positions: int) -> LlamaCpp:
         if self._llama is None or self._llama.n_ctx < positions:

@@ -143,7 +143,6 @@ class Worker:
         stop_on_loop: bool,
         persistence: int,
         pieces: list[str],
-        banned: list[int],
         grammar: str,
     ) -> list[dict[str, Any]]:
         """Answer every prompt, as many at once as there are sequences; the stop token is the answer's last."""
@@ -170,9 +169,6 @@ class Worker:
                     if watch is not None:
                         watch.reset(row)
                     logits = llama.prefill(np.asarray(prompts[index], np.int32), row)
-                    if banned:
-                        logits = logits.copy()
-                        logits[:, banned] = -np.inf
                     self._sample({row: slots[row]}, logits[:, :ids_in_use], temperature, watch)
             for row, slot in list(slots.items()):
                 finish = _finish(slot, stops, max_new_tokens, llama.n_ctx)

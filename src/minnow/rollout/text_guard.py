@@ -49,14 +49,6 @@ class GuardedText:
     loop: Loop | None
 
 
-def guard_text(source: Continues, guard: Guard, temperature: float = 0.0, begun: str = "") -> GuardedText:
-    """The answer that ``source`` gives under the guard; see :func:`guarded`."""
-    for event in guarded(source, guard, temperature, begun):
-        if isinstance(event, GuardedText):
-            return event
-    raise AssertionError("the last event is the answer")
-
-
 def guarded(
     source: Continues, guard: Guard, temperature: float = 0.0, begun: str = ""
 ) -> Iterator[str | Cut | GuardedText]:
