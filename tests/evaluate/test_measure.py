@@ -76,12 +76,12 @@ def test_task_scores_are_rates_and_values_by_task_and_their_plain_mean(pocket: P
     answers = {e.id: (reference(e), "stop") for e in examples}
     answers[examples[0].id] = ("No idea.", "stop")
     engine = Told(words, answers)
-    scores = score_tasks(engine, words, examples, 33, seed=2)
+    scores = score_tasks(engine, words, examples, 33)
     assert scores.rates == {"arithmetic": Rate(3, 4), "extraction": Rate(1, 1)}
     assert scores.values == {"arithmetic": 0.75, "extraction": 1.0}
     assert scores.mean_value == pytest.approx((0.75 + 1.0) / 2)
     assert scores.as_dict()["arithmetic"] == Rate(3, 4).as_dict() | {"value": 0.75}
-    assert {sampling for _, _, sampling in engine.asked} == {Sampling(0.0, 33, 2)}
+    assert {sampling for _, _, sampling in engine.asked} == {Sampling(0.0, 33)}
 
 
 def test_loop_rates_are_of_answers_that_run_on(pocket: PocketWorld, words: Tokenizer) -> None:

@@ -78,7 +78,7 @@ class OnnxNetwork:
 class MlxNetwork:
     """A folder under mlx-lm."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path) -> None:
         from mlx_lm import load
 
         self._model, self._words = load(str(folder))
@@ -107,9 +107,10 @@ class MlxNetwork:
 class Worker:
     """The operations; every public method is one."""
 
-    def load(self, folder: str, threads: int) -> None:
-        made = OnnxNetwork if (Path(folder) / GENAI_SETTINGS).exists() else MlxNetwork
-        self._network: Network = made(Path(folder), threads)
+    def load(self, folder: str) -> None:
+        place = Path(folder)
+        onnx = (place / GENAI_SETTINGS).exists()
+        self._network: Network = OnnxNetwork(place, threads=1) if onnx else MlxNetwork(place)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [self._network.tokenize(text) for text in texts]

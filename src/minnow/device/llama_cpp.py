@@ -19,10 +19,9 @@ _GGUF_MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class Scores:
-    """Teacher-forced scores of one sequence of ``n`` ids; every array has ``n - 1`` entries, natural logarithms."""
+    """Teacher-forced scores of one sequence of ``n`` ids, natural logarithms; both arrays have ``n - 1`` entries."""
 
     best: np.ndarray
-    best_log_prob: np.ndarray
     next_log_prob: np.ndarray
 
 
@@ -68,7 +67,7 @@ class LlamaCpp(FileWorker):
         self.file, self.n_ctx, self.sequences = file, n_ctx, sequences
         super().__init__("minnow.device.llama_worker")
         try:
-            #: load_seconds, peak_rss_before_bytes, vocab_size, eos, version, system_info
+            #: vocab_size, eos
             self.info: dict[str, Any] = self._ask(
                 "load", file=str(file), n_ctx=n_ctx, threads=threads, kv=kv, sequences=sequences
             )
@@ -88,11 +87,7 @@ class LlamaCpp(FileWorker):
         """
         self._check(ids, room=0)
         answer = self._ask("score", ids=list(ids))
-        return Scores(
-            np.asarray(answer["best"], np.int64),
-            np.asarray(answer["best_log_prob"]),
-            np.asarray(answer["next_log_prob"]),
-        )
+        return Scores(np.asarray(answer["best"], np.int64), np.asarray(answer["next_log_prob"]))
 
     def log_probs(self, ids: Sequence[int]) -> np.ndarray:
         """As :meth:`FileWorker.log_probs`.
@@ -148,10 +143,6 @@ class LlamaCpp(FileWorker):
             Generated(each["tokens"], each["log_probs"], each["finish"], Loop(**each["loop"]) if each["loop"] else None)
             for each in answers
         ]
-
-    def peak_rss_bytes(self) -> int:
-        """The most memory the worker ever held, Python itself included."""
-        return self._ask("memory")["peak_rss_bytes"]
 
     def _check(self, ids: Sequence[int], room: int) -> None:
         if not ids:

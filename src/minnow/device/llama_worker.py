@@ -6,7 +6,6 @@ llama.cpp ends this process and nothing else. What llama.cpp writes to stdout or
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,6 @@ import numpy as np
 
 from minnow.device.worker_process import serve
 from minnow.loops import Lexicon, Loop, LoopWatch
-from minnow.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from minnow.device.llama_cpp_api import Grammar, Llama
@@ -87,21 +85,8 @@ class Worker:
     def load(self, file: str, n_ctx: int, threads: int, kv: str, sequences: int) -> dict[str, Any]:
         from minnow.device.llama_cpp_api import Llama
 
-        before = peak_rss_bytes()
-        start = time.perf_counter()
         self._llama = Llama(file, n_ctx, sequences, threads, kv)
-        seconds = time.perf_counter() - start
-        return {
-            "load_seconds": seconds,
-            "peak_rss_before_bytes": before,
-            "vocab_size": self._llama.vocab_size,
-            "eos": self._llama.eos,
-            "version": self._llama.version,
-            "system_info": self._llama.system_info,
-        }
-
-    def memory(self) -> dict[str, int]:
-        return {"peak_rss_bytes": peak_rss_bytes()}
+        return {"vocab_size": self._llama.vocab_size, "eos": self._llama.eos}
 
     def tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
         return [self.llama.tokenize(text, special) for text in texts]
@@ -110,14 +95,12 @@ class Worker:
         return [self.llama.is_end(token) for token in ids]
 
     def score(self, ids: list[int]) -> dict[str, list[Any]]:
-        """Teacher-forced: for every position but the last, the likeliest next id and log-probabilities."""
-        best, best_log_prob, next_log_prob = [], [], []
+        """Teacher-forced: for every position but the last, the likeliest next id and the next one's log-probability."""
+        best, next_log_prob = [], []
         for following, log_probs in self._teacher_forced(ids):
-            top = log_probs.argmax(axis=-1)
-            best += top.tolist()
-            best_log_prob += np.take_along_axis(log_probs, top[:, None], 1)[:, 0].tolist()
+            best += log_probs.argmax(axis=-1).tolist()
             next_log_prob += np.take_along_axis(log_probs, following[:, None], 1)[:, 0].tolist()
-        return {"best": best, "best_log_prob": best_log_prob, "next_log_prob": next_log_prob}
+        return {"best": best, "next_log_prob": next_log_prob}
 
     def log_probs(self, ids: list[int], file: str) -> None:
         """The same for all ids, into a file: float32 ``[n - 1, vocab]``."""

@@ -156,9 +156,7 @@ def _written(model: LanguageModel, tokenizer: Tokenizer, count: int, length: int
     return TorchEngine(model, tokenizer, rows=count).generate([(str(i), start) for i in range(count)], sampling)
 
 
-def check_parity(
-    checkpoint: Path, files: Sequence[Path], sequences: Sequence[Sequence[int]], threads: int = 1
-) -> list[Parity]:
+def check_parity(checkpoint: Path, files: Sequence[Path], sequences: Sequence[Sequence[int]]) -> list[Parity]:
     """Compare files with the checkpoint they came from, in the order of ``files``.
 
     The reference is transformers' network of the family in float32; llama.cpp keeps a float32 attention cache. Greedy
@@ -176,7 +174,7 @@ def check_parity(
     found: list[list[_Compared]] = [[] for _ in files]
     with ExitStack() as stack, track(len(sequences), "verify", "sequence") as bar:
         longest = max(map(len, sequences))
-        workers = [stack.enter_context(opened(file, longest, threads)) for file in files]
+        workers = [stack.enter_context(opened(file, longest)) for file in files]
         for ids, reference in zip(sequences, reference_log_probs(checkpoint, sequences), strict=True):
             for worker, kept in zip(workers, found, strict=True):
                 kept.append(_compare(reference, worker.log_probs(ids), ids))
@@ -264,7 +262,7 @@ def check_tokenizer(checkpoint: Path, file: Path, texts: Sequence[str] = PROBES)
     return TokenizerParity(len(texts), len(texts) - len(differing), differing)
 
 
-def check_endings(own: OwnWords, files: Sequence[Path], threads: int = 1) -> list[Endings]:
+def check_endings(own: OwnWords, files: Sequence[Path]) -> list[Endings]:
     """Let each file answer greedily what the checkpoint ended an answer to.
 
     Raises:
@@ -272,7 +270,7 @@ def check_endings(own: OwnWords, files: Sequence[Path], threads: int = 1) -> lis
     """
     found = []
     for file in files:
-        with opened(file, max(map(len, own.ended), default=1) + own.room, threads) as runtime:
+        with opened(file, max(map(len, own.ended), default=1) + own.room) as runtime:
             marked = [stop for stop, end in zip(own.stops, runtime.ends(own.stops), strict=True) if end]
             answers = runtime.generate(own.ended, own.room, stop=marked) if own.ended else []
         lost = tuple(sorted(set(own.stops) - set(marked)))
@@ -305,17 +303,15 @@ class Verdict:
         }
 
 
-def verify_files(
-    checkpoint: Path, files: Sequence[GgufFile | ExportedFolder], own: OwnWords, threads: int = 1
-) -> list[Verdict]:
+def verify_files(checkpoint: Path, files: Sequence[GgufFile | ExportedFolder], own: OwnWords) -> list[Verdict]:
     """Compare files with the checkpoint on what it says itself, and judge them.
 
     Raises:
         UserError: as the checks.
     """
     paths = [each.file for each in files]
-    parities = check_parity(checkpoint, paths, own.sequences, threads)
-    endings = check_endings(own, paths, threads) if own.prompts else [None for _ in paths]
+    parities = check_parity(checkpoint, paths, own.sequences)
+    endings = check_endings(own, paths) if own.prompts else [None for _ in paths]
     verdicts = []
     for file, parity, ending in zip(files, parities, endings, strict=True):
         tokenizer = check_tokenizer(checkpoint, file.file, [*PROBES, *own.texts])

@@ -25,7 +25,7 @@ TYPES = ("F16", "BF16", "Q8_0", "Q4_0")
 _SPREAD = {"Q8_0": 73.9, "Q4_0": 4.61}
 
 
-def write_random_gguf(config: ModelConfig, file: Path, kind: str = "Q4_0", seed: int = 0) -> int:
+def write_random_gguf(config: ModelConfig, file: Path, kind: str = "Q4_0") -> int:
     """Write ``config`` with random weights to ``file``, which appears whole or not at all; its size in bytes.
 
     Args:
@@ -46,7 +46,7 @@ def write_random_gguf(config: ModelConfig, file: Path, kind: str = "Q4_0", seed:
         )
     from gguf import GGMLQuantizationType
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     with whole_file(file) as temporary:
         writer = begun(temporary, "random weights", config, kind, _vocabulary(config))
         for named, shape in file_tensors(config):

@@ -38,7 +38,7 @@ class Runtime(Protocol):
         """Greedy answers, which end at one of ``stop``."""
 
 
-def opened(file: Path, positions: int, threads: int = 1) -> AbstractContextManager[Runtime]:
+def opened(file: Path, positions: int) -> AbstractContextManager[Runtime]:
     """The runtime of a GGUF file (its attention cache in float32) or of an exported folder.
 
     Args:
@@ -47,7 +47,7 @@ def opened(file: Path, positions: int, threads: int = 1) -> AbstractContextManag
     Raises:
         UserError: the runtime is missing, died, or does not open the file.
     """
-    return FolderRuntime(file, threads) if file.is_dir() else LlamaCpp(file, positions, threads, kv="f32")
+    return FolderRuntime(file) if file.is_dir() else LlamaCpp(file, positions, kv="f32")
 
 
 class FolderRuntime(FileWorker):
@@ -59,11 +59,11 @@ class FolderRuntime(FileWorker):
 
     spells = False
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        super().__init__("minnow.device.folder_worker", OMP_NUM_THREADS=str(threads))
+        super().__init__("minnow.device.folder_worker", OMP_NUM_THREADS="1")
         try:
-            self._ask("load", folder=str(folder), threads=threads)
+            self._ask("load", folder=str(folder))
         except BaseException:
             self.close()
             raise

@@ -59,11 +59,9 @@ class TaskScores:
         return {task: rate.as_dict() | {"value": self.values[task]} for task, rate in self.rates.items()}
 
 
-def score_tasks(
-    engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], max_new_tokens: int, seed: int = 0
-) -> TaskScores:
+def score_tasks(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], max_new_tokens: int) -> TaskScores:
     """Greedy answers to ``examples``, scored by their verifiers."""
-    rollouts = answer(engine, tokenizer, examples, Sampling(0.0, max_new_tokens, seed))
+    rollouts = answer(engine, tokenizer, examples, Sampling(0.0, max_new_tokens))
     return tally(examples, rollouts)
 
 

@@ -101,7 +101,6 @@ def save_checkpoint(
     tokenizer: Tokenizer | Path,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
-    generation: dict[str, Any] | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> None:
     """Write a folder that transformers, Minnow and the exporters open.
@@ -109,7 +108,6 @@ def save_checkpoint(
     Args:
         tokenizer: or the checkpoint folder whose tokenizer, chat template and generation config are to be kept.
         weights: the model's tensors by Minnow's names (fp32 masters) where they differ from the model's own.
-        generation: entries for ``generation_config.json``.
         dtype: of the file; None for each tensor's own.
 
     Raises:
@@ -129,7 +127,7 @@ def save_checkpoint(
         else:
             tokenizer.save(temporary)
             settings |= tokenizer.generation
-        write_json(temporary / "generation_config.json", settings | (generation or {}))
+        write_json(temporary / "generation_config.json", settings)
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:

@@ -83,12 +83,12 @@ def state_bytes(config: ModelConfig, context: int, bytes_per_value: int = 2) -> 
     }
 
 
-def state_growth(config: ModelConfig, bytes_per_value: int = 2) -> dict[str, int]:
+def state_growth(config: ModelConfig) -> dict[str, int]:
     """The decode state in two numbers: bytes ``fixed`` once every window is full, and bytes ``per_token``."""
-    full = state_bytes(config, max([1, *(_window(layer) for layer in config.layers)]), bytes_per_value)
+    full = state_bytes(config, max([1, *(_window(layer) for layer in config.layers)]))
     return {
         "fixed": full["ring_kv"] + full["conv"] + full["recurrent"],
-        "per_token": state_bytes(config, 1, bytes_per_value)["kv"],
+        "per_token": state_bytes(config, 1)["kv"],
     }
 
 

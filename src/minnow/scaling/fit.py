@@ -45,7 +45,6 @@ class Form:
     terms: tuple[tuple[str, str, str], ...]
     grid: tuple[Sequence[float], ...]
     sizes: int
-    meaning: str
 
     @property
     def exponents(self) -> tuple[str, ...]:
@@ -54,33 +53,29 @@ class Form:
 
 _N, _D, _K = ("A", "alpha", "params"), ("B", "beta", "tokens"), ("G", "gamma", "samples")
 FORMS: dict[str, Form] = {
-    "chinchilla": Form(
+    "chinchilla": Form(  # E + A N^-alpha + B D^-beta
         ("E", "A", "B", "alpha", "beta"),
         (("E", "", ""), _N, _D),
         (_FLOOR, _COEFFICIENT, _COEFFICIENT, _EXPONENT, _EXPONENT),
         3,
-        "E + A N^-alpha + B D^-beta",
     ),
-    "shared": Form(
+    "shared": Form(  # E + A N^-alpha + B D^-alpha
         ("E", "A", "B", "alpha"),
         (("E", "", ""), _N, ("B", "alpha", "tokens")),
         (_FLOOR, _COEFFICIENT, _COEFFICIENT, tuple(np.linspace(0, 2, 25))),
         2,
-        "E + A N^-alpha + B D^-alpha",
     ),
-    "reducible": Form(
+    "reducible": Form(  # L - floor = A N^-alpha + B D^-beta
         ("A", "B", "alpha", "beta"),
         (_N, _D),
         (tuple(np.linspace(0, 25, 12)), tuple(np.linspace(0, 25, 12)), _EXPONENT, _EXPONENT),
         2,
-        "L - floor = A N^-alpha + B D^-beta",
     ),
-    "t2": Form(
+    "t2": Form(  # E + A N^-alpha + B D^-beta + G k^-gamma
         ("E", "A", "B", "G", "alpha", "beta", "gamma"),
         (("E", "", ""), _N, _D, _K),
         ((-1.0, 0.0, 1.0), (0.0, 6.0, 12.0, 18.0), (0.0, 6.0, 12.0, 18.0), (-2.0, 0.0, 2.0), *3 * ((0.1, 0.4, 0.9),)),
         3,
-        "E + A N^-alpha + B D^-beta + G k^-gamma",
     ),
 }
 

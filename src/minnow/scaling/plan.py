@@ -28,7 +28,8 @@ PRESETS: dict[str, tuple[float, float]] = {
 _EXAMPLE_PARAMS, _EXAMPLE_FLOPS, _EXAMPLE_QUESTION = 37e6, 2.56e19, 2e9
 
 
-def _illustration(gamma: float = 0.3) -> T2Law:
+def _illustration() -> T2Law:
+    gamma = 0.3
     law = T2Law(
         "T² illustration", EPOCH.E, EPOCH.A, EPOCH.B, 1.0, EPOCH.alpha, EPOCH.beta, gamma,
         EPOCH.params_range, EPOCH.tokens_range,
