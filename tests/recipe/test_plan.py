@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from minnow.cli.plan_text import plan_text
 from minnow.data.loader import Batch
 from minnow.model import kernels
 from minnow.model.accounting import flops_per_token
@@ -17,7 +18,7 @@ from minnow.model.config import ATTENTION, CONV, ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.recipe import plan as planning
 from minnow.recipe import speed
-from minnow.recipe.plan import format_plan, plan
+from minnow.recipe.plan import plan
 from minnow.recipe.registry import stage_kinds
 from minnow.recipe.schema import Recipe, parse_recipe
 from minnow.train.memory import activation_bytes, training_memory
@@ -76,7 +77,7 @@ def test_the_plan_adds_up(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> No
     assert total["seconds"] == pretrain["seconds"] + sft["seconds"]
     assert total["not_estimated"] == ["tokenizer", "pairs", "dpo"]
     assert not recipe.run_folder.exists()
-    text = format_plan(numbers)
+    text = plan_text(numbers)
     assert f"{numbers['model']['parameters']:,} parameters" in text and kernels.describe() in text
     assert "not estimated: tokenizer, pairs, dpo" in text and "real training steps" in text
 
@@ -85,7 +86,7 @@ def test_a_recipe_that_does_not_train_has_a_plan_too(recipe: Recipe) -> None:
     bare = dataclasses.replace(recipe, stages={"tokenizer": recipe.stages["tokenizer"]})
     numbers = plan(bare)
     assert numbers["total"]["seconds"] == 0 and numbers["total"]["peak_bytes"] is None
-    assert "not estimated: tokenizer" in format_plan(numbers)
+    assert "not estimated: tokenizer" in plan_text(numbers)
 
 
 @pytest.mark.parametrize("muon", [True, False])

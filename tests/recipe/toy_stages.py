@@ -18,7 +18,8 @@ if __name__ == "__main__":
     sys.modules["minnow.recipe.stages"] = types.ModuleType("minnow.recipe.stages")
     sys.modules["minnow.recipe.plan"] = plan = types.ModuleType("minnow.recipe.plan")
     plan.plan = lambda recipe: {"name": recipe.name}  # type: ignore[attr-defined]
-    plan.format_plan = lambda numbers: f"the plan of {numbers['name']}\n"  # type: ignore[attr-defined]
+    sys.modules["minnow.cli.plan_text"] = text = types.ModuleType("minnow.cli.plan_text")
+    text.plan_text = lambda numbers: f"the plan of {numbers['name']}"  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

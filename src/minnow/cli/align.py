@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import resolve_model
-from minnow.cli.output import AsJson, Threads, columns, emit, warn
+from minnow.cli.output import AsJson, Threads, columns, emit, names_in, warn
 from minnow.errors import UserError
 from minnow.evaluate.prompts import SETS
 from minnow.files import read_json
@@ -77,7 +77,7 @@ def sft(
         seed: of the order of the rows, and of tasks that are drawn.
         threads: of torch; by default the fastest number, measured.
     """
-    named = [name.strip() for given in tasks for name in given.split(",") if name.strip()]
+    named = names_in(tasks)
     if weights and len(weights) != len(data) + len(named):
         raise UserError(
             f"--weights gives {len(weights)} shares for {len(data) + len(named)} files and tasks; give one each"

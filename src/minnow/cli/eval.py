@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, Threads, columns, emit, warn
+from minnow.cli.output import AsJson, Threads, columns, emit, names_in, warn
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -72,7 +72,7 @@ def evaluate(
         tokenizer: model folder with the tokenizer of a GGUF file.
         threads: of torch or llama.cpp.
     """
-    named = [name.strip() for given in tasks for name in given.split(",") if name.strip()]
+    named = names_in(tasks)
     if not named:
         raise UserError("--tasks names no task; give at least one")
     if n is not None and n < 1:

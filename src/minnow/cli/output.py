@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -20,6 +20,11 @@ Threads = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 def emit(document: Any, text: str, as_json: bool) -> None:
     """Write ``document`` as JSON, or ``text``."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n" if as_json else text.rstrip("\n") + "\n")
+
+
+def names_in(given: Iterable[str]) -> list[str]:
+    """The names in a flag's words, which may have commas between them."""
+    return [name.strip() for word in given for name in word.split(",") if name.strip()]
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from minnow.cli.eval import prepare
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.output import AsJson, Threads, columns, emit, names_in
 from minnow.cli.text_models import NO_SERVER, TextModel, ask, open_text_model, survey_settings
 from minnow.errors import UserError
 from minnow.evaluate.measure import score_text
@@ -55,7 +55,6 @@ def explain(
         deadline: seconds until it is wanted.
         battery: charge in per cent, of a machine that runs on it.
         down: the cloud has failed lately.
-        as_json: print one JSON document.
     """
     rules = load_policy(policy)
     facts = Facts(route, private, personal_data(text), down, False, battery, local, cloud, deadline, search)
@@ -98,14 +97,12 @@ def fit(
             then counts as good, as nothing is gained by asking.
         seed: of the halves, and of tasks that are drawn.
         threads: of torch.
-        as_json: print one JSON document.
     """
     if tokens < 1:
         raise UserError(f"--tokens is {tokens}; a probe reads 1 or more")
-    named = [name.strip() for given in tasks for name in given.split(",") if name.strip()]
     features, good = [], []
     with open_text_model(str(model), NO_SERVER, None, threads, 512) as opened:
-        for name in named:
+        for name in names_in(tasks):
             task, examples, _ = prepare(name, n, False, opened.world(), seed)
             file = None if answers is None else answers / f"{task.name}.jsonl"
             wanted = questions({task.name: examples}, [0.0], 1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from minnow import progress
-from minnow.cli.output import Overrides
+from minnow.cli.output import AsJson, Overrides, emit
 from minnow.recipe import runner
 from minnow.recipe.schema import Recipe, load_recipe
 from minnow.train.ranks import joined
@@ -24,7 +22,7 @@ def run(
     overrides: Overrides = (),
     run_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     dry_run: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe's stages in order. A finished stage whose settings and inputs are unchanged is kept; after Ctrl-C
     or a crash the same command continues.
@@ -36,29 +34,28 @@ def run(
         overrides: change a key of the recipe, such as data.path=books.jsonl; may be repeated.
         run_folder: where to write, instead of the recipe's run_folder or runs/<name>.
         dry_run: print what the run would take and do, and write nothing.
-        as_json: print the summary as one JSON document.
     """
     resolved = load_recipe(recipe, overrides, run_folder)
     if dry_run:
-        sys.stdout.write(_dry_run(resolved, restart_from, only, as_json))
+        _dry_run(resolved, restart_from, only, as_json)
         return
     with joined(resolved.parallel) as ranks:
         if not ranks.first:
             return runner.follow(resolved, ranks)
         summary = runner.run(resolved, restart_from, only, ranks)
-    sys.stdout.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n" if as_json else _table(summary))
+    emit(summary, _table(summary), as_json)
 
 
-def _dry_run(recipe: Recipe, restart_from: str | None, only: str | None, as_json: bool) -> str:
-    from minnow.recipe.plan import format_plan, plan
+def _dry_run(recipe: Recipe, restart_from: str | None, only: str | None, as_json: bool) -> None:
+    from minnow.cli.plan_text import plan_text
+    from minnow.recipe.plan import plan
 
     stages = runner.survey(recipe, restart_from, only)
     numbers = plan(recipe) if recipe.model is not None else None
-    if as_json:
-        return json.dumps({"plan": numbers, "stages": stages}, indent=2, ensure_ascii=False) + "\n"
     width = max(len(row["stage"]) for row in stages) + 2
-    rows = [f"{row['stage']:<{width}}{row['reason']}" for row in stages]
-    return "\n".join([*([] if numbers is None else [format_plan(numbers)]), *rows]) + "\n"
+    reasons = "\n".join(f"{row['stage']:<{width}}{row['reason']}" for row in stages)
+    text = reasons if numbers is None else f"{plan_text(numbers)}\n\n{reasons}"
+    emit({"plan": numbers, "stages": stages}, text, as_json)
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -72,4 +69,4 @@ def _table(summary: dict[str, Any]) -> str:
     lines.append(f"{summary['run_folder']}: {summary['status']} in {progress.duration(summary['seconds'])}")
     if summary["report"]:
         lines.append(f"report: {summary['report']}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

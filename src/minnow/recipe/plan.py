@@ -12,21 +12,15 @@ from minnow.machine import machine, peak_rss_bytes
 from minnow.model import kernels
 from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.model.config import ModelConfig
-from minnow.progress import duration, quantity
 from minnow.recipe.schema import Recipe, StageSpec
 from minnow.recipe.speed import BUDGET_SECONDS, StepTime, measure_step, takes_muon
 from minnow.train.loop import TrainSettings
 from minnow.train.memory import training_memory
 from minnow.train.precision import compute_dtype
 
-_METHODS = {
-    "steps": "real training steps",
-    "products": "matrix products of the model's shapes alone: a whole step takes up to twice as long",
-}
-
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """The plan as numbers; :func:`format_plan` gives it in words. Takes about two seconds and writes nothing.
+    """The plan as numbers. Takes about two seconds and writes nothing.
 
     Returns:
         ``model`` (``parameters``, ``parts``, ``shares``), ``machine`` (with ``threads``, ``kernels``, ``dtype``),
@@ -38,7 +32,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     parts = parameter_parts(config)
     total = sum(parts.values())
     process = peak_rss_bytes()
-    trained = [spec for spec in recipe.stages.values() if _trains_on_text(spec)]
+    trained = [spec for spec in recipe.stages.values() if trains_on_text(spec)]
     shapes = {_step_shape(spec, config) for spec in trained}
     again = recipe.parallel.activation_checkpointing
     memory = {shape: training_memory(config, *shape, checkpointed=again) for shape in shapes}
@@ -54,7 +48,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         }
     stages: list[dict[str, Any]] = [
         _stage(spec, config, total, memory[shape := _step_shape(spec, config)], process, times[shape])
-        if _trains_on_text(spec)
+        if trains_on_text(spec)
         else {"stage": spec.name, "kind": spec.kind, "estimated": False, "reason": _reason(spec)}
         for spec in recipe.stages.values()
     ]
@@ -86,7 +80,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _trains_on_text(spec: StageSpec) -> bool:
+def trains_on_text(spec: StageSpec) -> bool:
     """Whether a stage's batches are rows of text that is there before it starts."""
     return all(hasattr(spec.settings, name) for name in ("training", "rows", "row_length"))
 
@@ -142,85 +136,3 @@ def _threads(wanted: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-
-
-def format_plan(numbers: dict[str, Any]) -> str:
-    """A plan in words and tables."""
-    model, device, total = numbers["model"], numbers["machine"], numbers["total"]
-    shape = f"{model['layers']} layers of width {model['hidden_size']}, vocabulary of {model['vocab_size']:,}"
-    lines = [f"{numbers['name']}: {model['parameters']:,} parameters, {shape}"]
-    lines += [
-        f"  {name:<17}{count:>14,}{model['shares'][name]:>8.1%}" for name, count in model["parts"].items() if count
-    ]
-    lines += [
-        "",
-        f"on {device['cpu']}, {device['cores']} cores, {_size(device['memory_bytes'])}",
-        f"  {_count(device['threads'], 'thread')}, {device['dtype']}, kernels: {device['kernels']}",
-        "",
-    ]
-    known = [stage for stage in numbers["stages"] if stage["estimated"]]
-    if known:
-        lines += _table(known)
-        lines += _memory_lines(max(known, key=lambda stage: stage["memory"]["peak"]), device["memory_bytes"])
-        lines += _measured_lines(known)
-        lines.append(f"training takes about {duration(total['seconds'])} in all")
-    if total["not_estimated"]:
-        lines.append(f"not estimated: {', '.join(total['not_estimated'])}")
-    return "\n".join(lines) + "\n"
-
-
-def _table(stages: list[dict[str, Any]]) -> list[str]:
-    head = ["stage", "steps", "tokens", "per parameter", "FLOPs/token", "tokens/s", "step memory", "time"]
-    rows = [head]
-    for stage in stages:
-        rows.append(
-            [
-                stage["stage"],
-                str(stage["steps"]),
-                quantity(stage["tokens"]),
-                f"{stage['tokens_per_parameter']:.2f}",
-                quantity(stage["flops_per_token"]),
-                f"{stage['measured']['tokens_per_second']:,.0f}",
-                _size(stage["memory"]["peak"]),
-                duration(stage["seconds"]),
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return [
-        f"{row[0]:<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-
-
-def _memory_lines(stage: dict[str, Any], available: int) -> list[str]:
-    held = [f"{name} {_size(size)}" for name, size in stage["memory"].items() if name != "peak" and size]
-    peak = stage["memory"]["peak"]
-    lines = ["", f"memory of a step of {stage['stage']}: {', '.join(held)}; at its peak {_size(peak)}"]
-    lines.append("  (the corpus, and the answers that other stages decode, come on top)")
-    if peak > available:
-        lines.append(f"that is more than this machine has ({_size(available)}): lower its rows or the model's width")
-    return lines
-
-
-def _measured_lines(stages: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for method in dict.fromkeys(stage["measured"]["method"] for stage in stages):
-        measured = [stage for stage in stages if stage["measured"]["method"] == method]
-        names = ", ".join(stage["stage"] for stage in measured)
-        shape = ""
-        if method == "steps":
-            one = measured[0]
-            share = f"{one['measured']['rows']} of its " if one["measured"]["rows"] < one["rows"] else ""
-            rows = f"{share}{_count(one['rows'], 'row')} by {one['row_length']} tokens"
-            shape = f" ({_count(one['measured']['repeats'], 'step')} of {rows})"
-        lines.append(f"time of {names} from {_METHODS[method]}{shape}, measured just now")
-    return lines
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
