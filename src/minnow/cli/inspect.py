@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections import Counter
@@ -18,11 +17,13 @@ from minnow.cli.output import AsJson, columns, emit, size_text
 from minnow.errors import UserError
 from minnow.files import read_json, write_text
 from minnow.model.accounting import accounting
+from minnow.model.checkpoint import weight_files
 from minnow.model.config import ATTENTION, CONV, DELTA, LINEAR, SLIDING, Attention, Dense, Experts, ModelConfig
 from minnow.model.families import FAMILIES
 from minnow.model.footprint import WEIGHT_TYPES, Repack, largest_context
 from minnow.model.presets import EXTRAS, PRESETS, find_preset
 from minnow.model.references import REFERENCES
+from minnow.model.tensor_files import stored_tensors
 from minnow.progress import quantity
 from minnow.recipe.mapping import nearest
 
@@ -118,24 +119,12 @@ def _stored_parameters(folder: Path, config: ModelConfig) -> tuple[int, int]:
 
     A tied head that was written twice counts once; selection biases and tables of frequencies are no parameters.
     """
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} holds no .safetensors file; give a complete checkpoint folder")
-    sizes: dict[str, int] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="np") as tensors:
-                sizes |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or cut short ({error}); restore it or train the stage again") from error
     family, stored, extras = FAMILIES[config.family], 0, 0
-    for theirs, size in sizes.items():
+    for theirs, tensor in stored_tensors(weight_files(folder)).items():
         name = family.name(theirs)
         if theirs.endswith(("expert_bias", "inv_freq")) or (config.tied and name == "lm_head.weight"):
             continue
-        stored, extras = (stored, extras + size) if name is None else (stored + size, extras)
+        stored, extras = (stored, extras + tensor.entries) if name is None else (stored + tensor.entries, extras)
     return stored, extras
 
 

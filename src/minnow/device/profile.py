@@ -33,6 +33,11 @@ NOISY_SPREAD = 0.10  # standard deviation over mean of the repeats
 _LOAD_SLACK = 0.5  # load average that an idle machine shows anyway
 _WAITED = 0.9  # of the time, the one thread must have had its core
 _DECODED = 100  # tokens that decoding speed is taken over, as in Pipette
+_UNKNOWN: dict[str, Any] = {
+    "type": None, "bytes": None, "parameters": None, "threads": None, "load_seconds": None, "peak_rss_bytes": None,
+    "peak_rss_before_bytes": None, "memory": [], "steal_share": None, "energy_joules": None,
+}  # fmt: skip
+"""What a profile that was taken from afar does not say."""
 
 
 @dataclass(frozen=True)
@@ -181,30 +186,29 @@ def _measured(
                 facts = bench.last
             bar.advance(1)
     energy = energy_joules()
-    entry: dict[str, Any] = {
-        "file": subject.name,
-        "type": subject.type,
-        "bytes": subject.bytes,
-        "parameters": subject.parameters,
-        "engine": subject.engine,
-        "threads": threads,
-        "repeats": repeats,
-        "runtime": facts["runtime"],
-        "runtime_build": facts["runtime_build"],
-        "load_seconds": float(np.median(loads)),
-        "peak_rss_bytes": max(each["peak"] for each in memory),
-        "peak_rss_before_bytes": max(each["before"] for each in memory),
-        "memory": memory,
-        **figures(runs, lengths, depths, answer),
-        "load_average": {"before": load_before, "after": load_average()},
-        "steal_share": steal_share(steal_before, cpu_ticks()),
-        "energy_joules": None if energy is None or energy_before is None else energy - energy_before,
-    }  # fmt: skip
+    entry = model_entry(
+        figures(runs, lengths, depths, answer),
+        loaded=load_before > usable_cores() - threads + _LOAD_SLACK,
+        waited=threads == 1 and min(each.cpu_share for found in runs.values() for each in found) < _WAITED,
+        file=subject.name,
+        type=subject.type,
+        bytes=subject.bytes,
+        parameters=subject.parameters,
+        engine=subject.engine,
+        threads=threads,
+        repeats=repeats,
+        runtime=facts["runtime"],
+        runtime_build=facts["runtime_build"],
+        load_seconds=float(np.median(loads)),
+        peak_rss_bytes=max(each["peak"] for each in memory),
+        peak_rss_before_bytes=max(each["before"] for each in memory),
+        memory=memory,
+        load_average={"before": load_before, "after": load_average()},
+        steal_share=steal_share(steal_before, cpu_ticks()),
+        energy_joules=None if energy is None or energy_before is None else energy - energy_before,
+    )
     entry["pipette"] |= {f"max_memory_usage_{m['tokens']}": m["peak"] for m in memory}
-    waited = threads == 1 and min(each.cpu_share for found in runs.values() for each in found) < _WAITED
-    spread = max(each["spread"] for each in entry["prefill"] + entry["decode"])
-    entry["noise"] = noise(spread, load_before > usable_cores() - threads + _LOAD_SLACK, waited)
-    return entry | {"noisy": bool(entry["noise"])}
+    return entry
 
 
 def figures(
@@ -220,11 +224,18 @@ def figures(
     }
 
 
-def noise(spread: float, loaded: bool, waited: bool) -> list[str]:
-    """Why the figures should not be trusted; empty where they may be."""
-    found = [f"repeats differ by {spread:.0%}"] if spread > NOISY_SPREAD else []
-    found += ["other processes held the cores at the start"] if loaded else []
-    return found + (["the thread had to wait for its core"] if waited else [])
+def model_entry(speeds: Mapping[str, Any], loaded: bool = False, waited: bool = False, **facts: Any) -> dict[str, Any]:
+    """One of ``files``: the :func:`figures`, the facts that are known of a model and its runs, and whether to trust them.
+
+    Args:
+        loaded: other processes held the cores at the start.
+        waited: the thread had to wait for its core.
+    """
+    spread = max(each["spread"] for each in speeds["prefill"] + speeds["decode"])
+    why = [f"repeats differ by {spread:.0%}"] if spread > NOISY_SPREAD else []
+    why += ["other processes held the cores at the start"] if loaded else []
+    why += ["the thread had to wait for its core"] if waited else []
+    return {**_UNKNOWN, **facts, **speeds, "noise": why, "noisy": bool(why)}
 
 
 def prefill_entry(tokens: int, times_ms: Sequence[float]) -> dict[str, Any]:

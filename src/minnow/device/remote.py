@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minnow.device.profile import decode_entry, mean_and_deviation, noise, prefill_entry
+from minnow.device.profile import decode_entry, mean_and_deviation, model_entry, prefill_entry
 from minnow.errors import UserError
 from minnow.files import read_json
 
@@ -132,31 +132,23 @@ def _entry(document: dict[str, Any]) -> dict[str, Any]:
             ("prefill", "", run["length"]) if run["kind"] == "prefill" else ("decode", f"_{_ANSWER}", _ANSWER)
         ]
     }
-    why = noise(max(each["spread"] for each in prefill + decode), busy, False)
-    return {
-        "file": document["file"],
-        "type": bench["model_type"],
-        "bytes": document["bytes"],
-        "parameters": bench["model_n_params"],
-        "engine": "llama.cpp",
-        "threads": document["threads"],
-        "repeats": document["repeats"],
-        "runtime": f"llama-bench {bench['build_number']}",
-        "runtime_build": ", ".join(filter(None, [bench["build_commit"], bench.get("backends"), bench["cpu_info"]])),
-        "load_seconds": None,
-        "peak_rss_bytes": max((each["peak"] for each in peaks), default=None),
-        "peak_rss_before_bytes": None,
-        "memory": peaks,
-        "prefill": prefill,
-        "decode": decode,
-        "end_to_end": [],
-        "pipette": pipette | {f"max_memory_usage_{each['tokens']}": each["peak"] for each in peaks},
-        "load_average": {"before": document["load_before"], "after": document["load_after"]},
-        "steal_share": None,
-        "energy_joules": None,
-        "noise": why,
-        "noisy": bool(why),
-    }
+    pipette |= {f"max_memory_usage_{each['tokens']}": each["peak"] for each in peaks}
+    return model_entry(
+        {"prefill": prefill, "decode": decode, "end_to_end": [], "pipette": pipette},
+        loaded=busy,
+        file=document["file"],
+        type=bench["model_type"],
+        bytes=document["bytes"],
+        parameters=bench["model_n_params"],
+        engine="llama.cpp",
+        threads=document["threads"],
+        repeats=document["repeats"],
+        runtime=f"llama-bench {bench['build_number']}",
+        runtime_build=", ".join(filter(None, [bench["build_commit"], bench.get("backends"), bench["cpu_info"]])),
+        peak_rss_bytes=max((each["peak"] for each in peaks), default=None),
+        memory=peaks,
+        load_average={"before": document["load_before"], "after": document["load_after"]},
+    )
 
 
 def _samples(run: dict[str, Any]) -> list[float]:

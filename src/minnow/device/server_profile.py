@@ -15,7 +15,7 @@ import numpy as np
 
 from minnow.device.bench import Timing
 from minnow.device.machine import load_average
-from minnow.device.profile import figures, noise
+from minnow.device.profile import figures, model_entry
 from minnow.errors import UserError
 from minnow.progress import track
 from minnow.rollout.records import Sampling
@@ -56,29 +56,15 @@ def profile_server(
             "that knows ignore_eos"
         )
     cut = {n: [replace(run, token_ms=run.token_ms[:shortest]) for run in found] for n, found in runs.items()}
-    found = figures(cut, prompts, depths, shortest)
-    why = noise(max(each["spread"] for each in found["prefill"] + found["decode"]), False, False)
-    return {
-        "file": f"{engine.model} at {engine.url}",
-        "type": None,
-        "bytes": None,
-        "parameters": None,
-        "engine": "server",
-        "threads": None,
-        "repeats": repeats,
-        "runtime": "a server",
-        "runtime_build": "as it answers over HTTP",
-        "load_seconds": None,
-        "peak_rss_bytes": None,
-        "peak_rss_before_bytes": None,
-        "memory": [],
-        **found,
-        "load_average": {"before": before, "after": load_average()},
-        "steal_share": None,
-        "energy_joules": None,
-        "noise": why,
-        "noisy": bool(why),
-    }
+    return model_entry(
+        figures(cut, prompts, depths, shortest),
+        file=f"{engine.model} at {engine.url}",
+        engine="server",
+        repeats=repeats,
+        runtime="a server",
+        runtime_build="as it answers over HTTP",
+        load_average={"before": before, "after": load_average()},
+    )
 
 
 class _Asker:

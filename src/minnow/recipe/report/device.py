@@ -182,12 +182,9 @@ def _device_sentence(names: list[str], exported: dict[str, Any], profiled: dict[
     return text + "."
 
 
-def reproduce(run: Run) -> Section | None:
+def reproduce(run: Run) -> Section:
     """The resolved recipe, versions, the machine, and what each stage cost."""
-    resolved = run.recipe.get("recipe")
-    if resolved is None:
-        resolved = {k: v for k, v in run.recipe.items() if k not in ("versions", "machine", "accounting")}
-    versions = run.recipe.get("versions") or {}
+    resolved, versions = run.recipe.get("recipe"), run.recipe.get("versions") or {}
     costs = run.costs
     parts: list[Any] = []
     if costs:

@@ -102,10 +102,9 @@ def load_run(folder: Path) -> Run:
 
 
 def _costs(summary: dict[str, Any], finished: list[Path]) -> list[tuple[str, float, float | None]]:
-    """From summary.json, whose stages are a list of rows or a mapping by name; without it from each done.json."""
-    stages = summary.get("stages") or {path.name: _read_optional(path / "done.json") for path in finished}
-    rows = stages.items() if isinstance(stages, dict) else [(row["stage"], row) for row in stages]
-    return [(name, row["seconds"], row.get("peak_rss_bytes")) for name, row in rows if row.get("seconds")]
+    """From summary.json; without it from each done.json."""
+    rows = summary.get("stages") or [{"stage": path.name, **_read_optional(path / "done.json")} for path in finished]
+    return [(row["stage"], row["seconds"], row.get("peak_rss_bytes")) for row in rows if row.get("seconds")]
 
 
 def _accounting(folder: Path, stages: dict[str, Stage]) -> dict[str, Any] | None:

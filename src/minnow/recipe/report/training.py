@@ -40,13 +40,10 @@ _CURVE_POINTS = 240
 
 
 def machine_text(machine: dict[str, Any]) -> str | None:
-    """``AMD EPYC 7B13, 2 cores`` from whichever of the usual keys are there."""
-    name = next((machine[key] for key in ("cpu", "cpu_model", "model", "processor") if machine.get(key)), None)
-    cores = next((machine[key] for key in ("cores", "cpus", "cpu_count") if machine.get(key)), None)
-    parts = [str(name)] if name else []
-    if cores:
-        parts.append(f"{cores} core" + ("" if cores == 1 else "s"))
-    return ", ".join(parts) or None
+    """``AMD EPYC 7B13, 2 cores``; None where the run does not say."""
+    if not machine:
+        return None
+    return f"{machine['cpu']}, {machine['cores']} core" + ("" if machine["cores"] == 1 else "s")
 
 
 def headline(run: Run) -> Markup:
