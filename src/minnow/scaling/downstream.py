@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from minnow.errors import UserError
 from minnow.loops.rate import Z_95
-from minnow.scaling.laws import INFERENCE_FLOPS, TRAIN_FLOPS, Law
-from minnow.scaling.points import Points
+from minnow.scaling.laws import TRAIN_FLOPS, Law, largest_for_question
+from minnow.scaling.points import Points, resampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +74,7 @@ def fit_accuracy(points: Points, draws: int = 4000, seed: int = 0) -> AccuracyLa
         )
     if len(np.unique(points.loss)) < 3:
         raise UserError("the runs have fewer than 3 different losses; add runs of other sizes or tokens")
-    count = len(points)
-    sampled = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-    weights = np.concatenate([np.ones((1, count)), sampled])
+    weights = np.concatenate([np.ones((1, len(points))), resampled(len(points), draws, seed)])
     gamma = np.zeros(len(weights))
     middle, width = np.full(len(weights), np.log(1.0)), np.log(100.0)
     for _ in range(_ZOOMS):
@@ -146,11 +144,7 @@ class BetaLaw:
 
     def optimum(self, flops: float, question_flops: float) -> tuple[float, float, float]:
         """Parameters, tokens and samples of most accuracy for ``6 N D`` and ``2 N k``, of at least one sample."""
-        top = question_flops / INFERENCE_FLOPS
-        if top <= 1:
-            raise UserError(
-                f"{question_flops:g} FLOPs per question do not pay for one token of the smallest model; give more"
-            )
+        top = largest_for_question(question_flops)
         low, high = np.log(max(1.0, top * 1e-9)), np.log(top)
         for _ in range(12):
             line = np.linspace(low, high, 400)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from minnow.errors import UserError
 from minnow.scaling import minimise
 from minnow.scaling.laws import Law, T2Law, human
-from minnow.scaling.points import Points
+from minnow.scaling.points import Points, resampled
 
 Array = NDArray[np.float64]
 
@@ -238,8 +238,7 @@ def bootstrap(problem: minimise.Problem, minima: Array, draws: int, seed: int) -
     """Fits ``[draws, P]`` to runs drawn with replacement, each from the best of ``minima [M, P]`` for its draw."""
     if not draws:
         return np.empty((0, minima.shape[1]))
-    count = problem.target.size
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws).astype(float)
+    weights = resampled(problem.target.size, draws, seed)
     centre = _centred(problem)
     whole = centre @ minimise.rounded(problem.moved(centre), _solved(centre, minima)[0])
     inner, starts = problem.moved(whole), _solved(whole, minima)

@@ -7,6 +7,7 @@ inference. Losses are nats per token.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,16 +173,31 @@ class T2Law:
 
         The slope only rises with the size, so its zero is found by halving.
         """
-        low, high = 1.0, question_flops / INFERENCE_FLOPS  # one sample
-        if high <= low:
-            raise UserError(
-                f"{question_flops:g} FLOPs per question do not pay for one token of the smallest model; give more"
-            )
-        for _ in range(200):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if self.slope(middle, flops, question_flops) < 0 else (low, middle)
-        params = math.sqrt(low * high)
+        largest = largest_for_question(question_flops)
+        params = turning_point(lambda size: self.slope(size, flops, question_flops) < 0, largest)
         return params, flops / (TRAIN_FLOPS * params), question_flops / (INFERENCE_FLOPS * params)
+
+
+def largest_for_question(question_flops: float) -> float:
+    """Parameters of the model that a question's FLOPs pay one sample of.
+
+    Raises:
+        UserError: they pay for none.
+    """
+    if question_flops <= INFERENCE_FLOPS:
+        raise UserError(
+            f"{question_flops:g} FLOPs per question do not pay for one token of the smallest model; give more"
+        )
+    return question_flops / INFERENCE_FLOPS
+
+
+def turning_point(holds: Callable[[float], bool], high: float) -> float:
+    """Where, between 1 and ``high``, something that holds for small numbers stops holding; found by halving."""
+    low = 1.0
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return high
 
 
 def worth_of_repeats(total: Array, unique: Array, decay: float | Array) -> Array:

@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 
 from minnow.errors import UserError
+from minnow.model.accounting import parameter_parts
+from minnow.model.presets import PRESETS as SHAPES
 from minnow.scaling.downstream import BetaLaw
-from minnow.scaling.laws import EPOCH, INFERENCE_FLOPS, TRAIN_FLOPS, Law, T2Law, human
+from minnow.scaling.laws import EPOCH, INFERENCE_FLOPS, TRAIN_FLOPS, Law, T2Law, human, turning_point
 
-# Published models: parameters (embedding counted once) and pre-training tokens.
-PRESETS: dict[str, tuple[float, float]] = {
-    "lfm2-350m": (354_483_968, 10e12),
-    "lfm2.5-350m": (354_483_968, 28e12),
-    "gemma-3-270m": (268_098_176, 6e12),
-    "qwen3-0.6b": (596_049_920, 36e12),
-    "smollm2-135m": (134_515_008, 2e12),
+_PUBLISHED_TOKENS = {
+    "lfm2-350m": 10e12,
+    "lfm2.5-350m": 28e12,
+    "gemma-3-270m": 6e12,
+    "qwen3-0.6b": 36e12,
+    "smollm2-135m": 2e12,
 }
+
+PRESETS: dict[str, tuple[float, float]] = {
+    name: (sum(parameter_parts(SHAPES[name]).values()), tokens) for name, tokens in _PUBLISHED_TOKENS.items()
+}
+"""Published models: parameters (embedding counted once) and pre-training tokens."""
 
 # The paper's fitted constants are not published. Here the Epoch constants stand for size and tokens, gamma is a guess,
 # and G is solved so that the paper's worked example (2.56e19 training and 2e9 question FLOPs: 37M parameters) is the
@@ -182,13 +188,12 @@ def _repeated_optimum(budget: Budget, law: Law, around: float) -> tuple[float, f
 
 def _tokens_with_repeats(law: Law, params: float, loss: float, unique: float) -> float:
     """Tokens, repeats counted at their worth, with which ``params`` reaches ``loss``; infinite where it never does."""
-    low, high = 1.0, unique * 1e4
-    if float(law.loss(params, high, unique)) > loss:
-        return math.inf
-    for _ in range(100):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if float(law.loss(params, middle, unique)) > loss else (low, middle)
-    return high
+
+    def above(tokens: float) -> bool:
+        return float(law.loss(params, tokens, unique)) > loss
+
+    most = unique * 1e4
+    return math.inf if above(most) else turning_point(above, most)
 
 
 def inference_aware(budget: Budget, law: Law, compute_optimal: Choice) -> Choice:
@@ -232,13 +237,9 @@ def edge_optimal(budget: Budget, law: Law) -> Choice:
     if budget.worth is not None:
         price = TRAIN_FLOPS * params * budget.dollars_per_flop
         worth_of_nat = budget.worth / 0.01
-        low, high = 1.0, 1e30
-        for _ in range(200):
-            middle = math.sqrt(low * high)
-            pays = law.gain_per_token(params, middle, unique) * worth_of_nat > price
-            low, high = (middle, high) if pays else (low, middle)
-        if high < most:
-            tokens, why = high, "the next token no longer pays"
+        end = turning_point(lambda at: law.gain_per_token(params, at, unique) * worth_of_nat > price, 1e30)
+        if end < most:
+            tokens, why = end, "the next token no longer pays"
     return _choice("edge-optimal", law, params, tokens, budget, (why,))
 
 

@@ -193,6 +193,11 @@ def _numbers(place: str, row: Mapping[str, Any], columns: Columns) -> dict[str, 
     return found
 
 
+def resampled(points: int, draws: int, seed: int) -> Array:
+    """How often each point comes in each bootstrap draw, ``[draws, points]``: as many as there are, with replacement."""
+    return np.random.default_rng(seed).multinomial(points, np.full(points, 1 / points), draws).astype(np.float64)
+
+
 def parse_count(text: Any) -> float | None:
     """A number, also with a suffix: ``350M``, ``28T``, ``1.5e22``; None for anything else."""
     if isinstance(text, bool) or text is None:

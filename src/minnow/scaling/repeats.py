@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minnow.errors import UserError
 from minnow.scaling import minimise
 from minnow.scaling.laws import Law, Repeats, worth_of_repeats
-from minnow.scaling.points import Points
+from minnow.scaling.points import Points, resampled
 
 Array = NDArray[np.float64]
 
@@ -34,11 +34,7 @@ def fit_repeats(
         raise UserError("no run sees its tokens more than once, so nothing tells what repeats are worth; add such runs")
     fed = np.minimum(points.params, law.params_for(unique))
     excess = bool((points.params > 1.01 * fed).any())
-    count = len(points)
-    weights = np.ones((1, count))
-    if draws:
-        sampled = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-        weights = np.concatenate([weights, sampled])
+    weights = np.concatenate([np.ones((1, len(points))), resampled(len(points), draws, seed)])
 
     def cost(tokens_decay: Array, params_decay: Array) -> Array:
         """Weighted Huber losses ``[W, G]`` of ``G`` pairs of decays for each row of weights."""
