@@ -40,7 +40,8 @@ from minnow.model.config import Attention, Dense, Experts, FeedForward, LayerCon
 from minnow.scaling import calibrate
 from minnow.scaling.accelerators import GPUS
 from minnow.scaling.calibrate import Calibration, warm_up
-from minnow.scaling.cluster import Job, Mesh, assess
+from minnow.scaling.cluster import assess
+from minnow.scaling.job import Job, Mesh
 from minnow.scaling.roofline import Roofline
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token

@@ -20,8 +20,10 @@ from minnow.model.families.lfm2 import lfm2_config
 from minnow.model.presets import PRESETS
 from minnow.scaling import calibrate, roofline
 from minnow.scaling.accelerators import GPUS, Accelerator
-from minnow.scaling.calibrate import Calibration, Measured, Timing
-from minnow.scaling.cluster import Job, Mesh, assess, plan_cluster, rank_memory, step_time
+from minnow.scaling.calibrate import Calibration
+from minnow.scaling.cluster import assess, plan_cluster, rank_memory, step_time
+from minnow.scaling.job import Job, Mesh
+from minnow.scaling.measured import Measured, Timing
 from minnow.scaling.roofline import Roofline
 from minnow.train.memory import training_memory
 from minnow.train.precision import compute_dtype

@@ -1,8 +1,7 @@
 """A rank's costs measured on the machine at hand: each kind of layer, the head and loss, the optimiser, communication.
 
-Every mixer and feed-forward of a model is run by itself, forward and back, at two numbers of rows; seconds between and
-beyond them lie on the line through both. Several ranks measure at the same time, as they would train, and a step waits
-for the slowest of them.
+Every mixer and feed-forward of a model is run by itself, forward and back, at two numbers of rows. Several ranks measure
+at the same time, as they would train, and a step waits for the slowest of them.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from minnow.data.rows import Batch
-from minnow.errors import UserError
 from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.config import Attention, FeedForward, ModelConfig
@@ -27,13 +25,14 @@ from minnow.model.families.lfm2 import lfm2_config
 from minnow.model.feed_forward import build_feed_forward
 from minnow.model.mixers import build_mixer
 from minnow.model.rotary import rotary_table
-from minnow.scaling.cluster import Group, Job, Kind, Part
+from minnow.scaling.job import Kind, Part
+from minnow.scaling.measured import Measured, Timing, ends_name, part_name
 from minnow.train.memory import free_memory
 from minnow.train.objectives import next_token
 from minnow.train.optimizer import Optimizer, OptimizerSettings
 from minnow.train.precision import compute_dtype, peak_flops
 from minnow.train.ranks import Ranks
-from minnow.train.vocabulary import BYTES_PER_LOGIT, positions_at_once
+from minnow.train.vocabulary import positions_at_once
 
 _SIZES = (1 << 16, 1 << 20, 1 << 22)
 """Values of the tensors that are sent."""
@@ -42,130 +41,6 @@ _Passing = tuple[Callable[[], None], Callable[[], Sequence[Tensor]], Callable[[S
 """What draws new inputs, and the passes forward and back."""
 
 _UNITS = 4  # gathered one after the other, as layers are
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Median seconds of one part of a model.
-
-    Attributes:
-        forward, backward: at each of the two numbers of rows.
-        update: of its weights, whole.
-        sums: of adding its gradients to those of an earlier pass.
-    """
-
-    forward: tuple[float, float]
-    backward: tuple[float, float]
-    update: float
-    sums: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """See :class:`minnow.scaling.cluster.Costs`.
-
-    Attributes:
-        ranks: that measured together, all on one node.
-        rows: the two numbers of rows.
-        parts: by :func:`_name`.
-        sending: by kind, seconds before the first byte and seconds per byte among ``ranks`` ranks.
-    """
-
-    machine: str
-    ranks: int
-    length: int
-    rows: tuple[int, int]
-    muon: bool
-    item: int
-    peak: float
-    memory: float
-    process: float
-    positions: int
-    parts: dict[str, Timing]
-    sending: dict[str, tuple[float, float]]
-
-    fused: ClassVar[bool | None] = None
-    overlaps: ClassVar[bool] = False  # gloo's threads take the time of those that compute
-
-    @property
-    def logit(self) -> int:
-        return 2 if self.item == 2 else BYTES_PER_LOGIT
-
-    def chunk(self, vocabulary: int) -> int:
-        return max(1, self.positions // vocabulary)
-
-    def passes(self, job: Job, part: Part, rows: float) -> tuple[float, float]:
-        timing = self._timing(_name(part, job.config.hidden_size), job)
-        return self._at(timing.forward, rows), self._at(timing.backward, rows)
-
-    def ends(self, job: Job, rows: float) -> float:
-        timing = self._timing(_ends(job.config), job)
-        return self._at(timing.forward, rows) + self._at(timing.backward, rows)
-
-    def update(self, job: Job) -> float:
-        if job.muon != self.muon:
-            raise UserError(f"the measured file is of {'Muon' if self.muon else 'AdamW'}; calibrate with this recipe")
-        return sum(number * timing.update for timing, number in self._all(job))
-
-    def sums(self, job: Job) -> float:
-        return sum(number * timing.sums for timing, number in self._all(job))
-
-    def collective(self, kind: Kind, size: float, group: Group) -> float:
-        if kind not in self.sending:
-            raise UserError(
-                f"the measured file is of one rank, and {group.ranks} are planned; calibrate under torchrun, with at "
-                "least two"
-            )
-        start, per_byte = self.sending[kind]
-        hops = (group.ranks - 1) / (self.ranks - 1)
-        return start * hops + size * per_byte * hops * self.ranks / group.ranks
-
-    def _at(self, seconds: tuple[float, float], rows: float) -> float:
-        (low, high), (a, b) = self.rows, seconds
-        return max(0.0, a + (b - a) * (rows - low) / (high - low))
-
-    def _timing(self, name: str, job: Job) -> Timing:
-        if job.length != self.length:
-            raise UserError(f"the measured file is of rows of {self.length} tokens, not {job.length}; calibrate again")
-        if name not in self.parts:
-            raise UserError(f"the measured file holds no {name}; calibrate with this recipe")
-        return self.parts[name]
-
-    def _all(self, job: Job) -> Iterable[tuple[Timing, int]]:
-        for part, number in job.parts.items():
-            yield self._timing(_name(part, job.config.hidden_size), job), number
-        yield self._timing(_ends(job.config), job), 1
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, document: Any) -> Measured:
-        """What :meth:`as_dict` gave, read from JSON.
-
-        Raises:
-            UserError: it is something else.
-        """
-        try:
-            parts = {
-                name: Timing(tuple(one["forward"]), tuple(one["backward"]), one["update"], one["sums"])
-                for name, one in document["parts"].items()
-            }
-            sending = {kind: tuple(numbers) for kind, numbers in document["sending"].items()}
-            rows = tuple(document["rows"])
-            return cls(**{**document, "parts": parts, "sending": sending, "rows": rows})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"that is no measured file ({error}); write one with `minnow plan-cluster RECIPE --calibrate FILE`"
-            ) from error
-
-
-def _name(part: Part, width: int) -> str:
-    return f"{part!r} of width {width}"
-
-
-def _ends(config: ModelConfig) -> str:
-    return f"vocabulary of {config.vocab_size} of width {config.hidden_size}{'' if config.tied else ', untied'}"
 
 
 def warm_up(ranks: Ranks) -> None:
@@ -200,8 +75,8 @@ class Calibration:
         )
         self.dtype = compute_dtype()
         parts = dict.fromkeys(part for layer in config.layers for part in (layer.mixer, layer.feed_forward))
-        self._timed: dict[str, _Timed] = {_name(part, config.hidden_size): self._part(part) for part in parts}
-        self._timed[_ends(config)] = self._edges()
+        self._timed: dict[str, _Timed] = {part_name(part, config.hidden_size): self._part(part) for part in parts}
+        self._timed[ends_name(config)] = self._edges()
         self._sent: dict[Kind, dict[int, list[float]]] = {}
         self._senders: list[_Units] = [] if ranks.count == 1 else [_Units(size, self.device) for size in _SIZES]
 

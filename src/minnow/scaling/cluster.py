@@ -1,201 +1,26 @@
 """What training on many ranks takes: the memory of a rank, the seconds of a step, and the mesh that is fastest.
 
 Pure functions of a model's shape and of a machine's :class:`Costs`, which are published (:mod:`roofline`) or measured
-(:mod:`calibrate`). What lies where is that of :mod:`minnow.train.sharding`: rows of float32 masters, gradients and moments
+(:mod:`measured`). What lies where is that of :mod:`minnow.train.sharding`: rows of float32 masters, gradients and moments
 on every rank; a layer's weights gathered in the compute type while a pass goes through it; gradients reduced in float32
 after every pass.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from math import ceil
-from typing import Any, Literal, Protocol
-
-import torch
+from typing import Any
 
 from minnow.errors import UserError
-from minnow.model.accounting import flops_per_token, parameter_parts
-from minnow.model.backbone import Backbone
-from minnow.model.config import Attention, Experts, FeedForward, LayerConfig, Mixer, ModelConfig
-from minnow.model.inventory import kv_values, part_tensors
+from minnow.model.config import Attention, Experts
+from minnow.model.inventory import kv_values
+from minnow.scaling.job import Costs, Group, Job, Kind, Mesh
 from minnow.train.memory import USABLE, activation_bytes, logit_bytes
-from minnow.train.optimizer import muon_cost
-
-Part = Mixer | FeedForward
-
-Kind = Literal["gather", "reduce", "all-reduce", "exchange"]
-"""Of collectives: all-gather, reduce-scatter, all-reduce, all-to-all."""
 
 _MASTER = 4  # bytes of a master, of a moment, and of a gradient once it is reduced
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained.
-
-    Attributes:
-        length: tokens of a row.
-        rows: of a step, over all ranks.
-        tokens: in all.
-        muon: for the matrices; AdamW for the rest, or for all.
-    """
-
-    config: ModelConfig
-    length: int
-    rows: int
-    tokens: float
-    muon: bool
-
-    @cached_property
-    def layers(self) -> Counter[LayerConfig]:
-        """How many there are of each kind."""
-        return Counter(self.config.layers)
-
-    @cached_property
-    def parts(self) -> Counter[Part]:
-        """How many there are of each kind of mixer and feed-forward."""
-        return Counter(part for layer in self.config.layers for part in (layer.mixer, layer.feed_forward))
-
-    @cached_property
-    def units(self) -> list[tuple[int, int]]:
-        """Parameters that are gathered together, by layer: those that all ranks share, and the experts'."""
-        return [self.unit(layer) for layer in self.config.layers]
-
-    def unit(self, layer: LayerConfig) -> tuple[int, int]:
-        """One of :attr:`units`."""
-        tensors = [*part_tensors(layer.mixer, self.config.hidden_size)]
-        tensors += part_tensors(layer.feed_forward, self.config.hidden_size)
-        experts = sum(tensor.parameters for tensor in tensors if tensor.part == "experts")
-        return sum(tensor.parameters for tensor in tensors) - experts, experts
-
-    @cached_property
-    def parameters(self) -> int:
-        return sum(parameter_parts(self.config).values())
-
-    @cached_property
-    def root(self) -> int:
-        """Parameters outside the layers' units: embedding, head and norms."""
-        return self.parameters - sum(map(sum, self.units))
-
-    @cached_property
-    def orthogonal(self) -> tuple[int, float]:
-        """Parameters that Muon takes, and the FLOPs of one update of them; none where AdamW takes all."""
-        if not self.muon:
-            return 0, 0.0
-        with torch.device("meta"):
-            model = Backbone(self.config)
-        named = dict(model.named_parameters())
-        matrices = sum(weight.numel() for weight in named.values() if weight.dim() >= 2)
-        return sum(named[name].numel() for name in model.matrices()), muon_cost(model, 1) * 6 * matrices
-
-    @cached_property
-    def flops(self) -> float:
-        """Of training, per token."""
-        return flops_per_token(self.config, self.length / 2)
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """How the ranks share the work.
-
-    Attributes:
-        shard: ranks that hold one copy of the weights between them.
-        expert: of these, ranks over which whole experts are dealt out.
-        context: ranks that share the same rows, each a part of the positions.
-        rows: that go through the model at once, on the ranks that share them.
-        checkpointing: mixers and feed-forwards are computed again going back.
-    """
-
-    ranks: int
-    per_node: int
-    shard: int
-    expert: int = 1
-    context: int = 1
-    rows: int = 1
-    checkpointing: bool = False
-
-    @property
-    def copies(self) -> int:
-        """Of the weights."""
-        return self.ranks // self.shard
-
-    def passes(self, rows: int) -> int:
-        """Forward and backward, that a rank makes in a step of ``rows`` rows."""
-        return ceil(ceil(rows * self.context / self.ranks) / self.rows)
-
-    def group(self, ranks: int, stride: int = 1) -> Group:
-        """``ranks`` ranks that lie ``stride`` apart."""
-        return Group(ranks, min(ranks, max(1, self.per_node // stride)))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Ranks that communicate; ``inside`` of them on each node."""
-
-    ranks: int
-    inside: int
-
-
-class Costs(Protocol):
-    """What a machine needs; seconds and bytes.
-
-    Attributes:
-        item: bytes of a value in the compute type.
-        fused: whether fused operations keep little between the passes; None: as on this machine's processor.
-        logit: bytes per logit of a chunk.
-        chunk: positions whose logits are there at once.
-        overlaps: whether communication goes on beside computing.
-        peak: FLOP/s of a rank, what MFU is a share of.
-        memory: of a rank.
-        process: what a rank holds before there is a model.
-    """
-
-    @property
-    def item(self) -> int: ...
-
-    @property
-    def fused(self) -> bool | None: ...
-
-    @property
-    def logit(self) -> int: ...
-
-    @property
-    def overlaps(self) -> bool: ...
-
-    @property
-    def peak(self) -> float: ...
-
-    @property
-    def memory(self) -> float: ...
-
-    @property
-    def process(self) -> float: ...
-
-    def chunk(self, vocabulary: int) -> int: ...
-
-    def passes(self, job: Job, part: Part, rows: float) -> tuple[float, float]:
-        """Forward and backward through one mixer or feed-forward and the norm before it."""
-        ...
-
-    def ends(self, job: Job, rows: float) -> float:
-        """Embedding, last norm, head and loss, forward and back."""
-        ...
-
-    def update(self, job: Job) -> float:
-        """Of all weights by one rank."""
-        ...
-
-    def sums(self, job: Job) -> float:
-        """Adding all gradients of one more pass to those before."""
-        ...
-
-    def collective(self, kind: Kind, size: float, group: Group) -> float:
-        """``size`` is the whole tensor's; for an exchange, what one rank holds."""
-        ...
 
 
 def rank_memory(job: Job, mesh: Mesh, costs: Costs) -> dict[str, float]:

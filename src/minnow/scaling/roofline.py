@@ -6,7 +6,7 @@ from minnow.model.accounting import mean_seen, recurrent_flops
 from minnow.model.config import Attention, Experts, FeedForward
 from minnow.model.inventory import part_tensors
 from minnow.scaling.accelerators import Accelerator
-from minnow.scaling.cluster import Group, Job, Kind, Part
+from minnow.scaling.job import Group, Job, Kind, Part
 from minnow.train.memory import part_values
 from minnow.train.vocabulary import BYTES_PER_LOGIT, CHUNKS_IN_MEMORY
 
@@ -34,7 +34,7 @@ _BASE = 1.5e9
 
 
 class Roofline:
-    """See :class:`minnow.scaling.cluster.Costs`; computes in bfloat16, compiled."""
+    """See :class:`minnow.scaling.job.Costs`; computes in bfloat16, compiled."""
 
     item, fused, logit, overlaps, process = 2, True, BYTES_PER_LOGIT, True, _BASE
 
