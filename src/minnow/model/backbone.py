@@ -7,7 +7,7 @@ Maths only. Precision, sharding and compilation are applied from outside; each o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,6 +39,12 @@ class Layer(nn.Module):
         self.feed_forward = build_feed_forward(shape.feed_forward, width)
         for name in ("mixer_out_norm", "feed_forward_out_norm"):
             self.register_parameter(name, nn.Parameter(torch.ones(width)) if model.sandwich else None)
+
+    @property
+    def rotation(self) -> tuple[config.Rope, int] | None:
+        """What decides the layer's rotary table."""
+        mixer = self.shape.mixer
+        return (mixer.rope, mixer.head_dim) if isinstance(mixer, config.Attention) else None
 
 
 class Backbone(nn.Module):
@@ -103,7 +109,7 @@ class Backbone(nn.Module):
 
     def _rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int] | None, RotaryTable]:
         """One table for every kind of rotation among the layers."""
-        shapes = {_rotation(layer.shape.mixer): layer.shape.mixer for layer in self.layers}
+        shapes = {layer.rotation: layer.shape.mixer for layer in self.layers}
         return {
             key: rotary_table(positions, mixer)
             for key, mixer in shapes.items()
@@ -129,6 +135,17 @@ class Backbone(nn.Module):
         """What a mixer or feed-forward hands to the residual stream."""
         return update if norm is None else self._norm(update, norm)
 
+    def _through(self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor]) -> Tensor:
+        """Hidden states after the final norm, ``mix`` being what a layer's mixer makes of its input."""
+        stream = self._embed(tokens)
+        update: Tensor | None = None
+        for layer in self.layers:
+            stream, normed = self._enter(stream, update, layer.mixer_norm)
+            mixed = self._leave(mix(layer, normed), layer.mixer_out_norm)
+            stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
+            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
+        return self._enter(stream, update, self.final_norm)[1]
+
     def forward(self, tokens: Tensor, documents: Tensor | None = None, first: int = 0) -> Tensor:
         """Hidden states after the final norm.
 
@@ -142,14 +159,7 @@ class Backbone(nn.Module):
             ``[B, T, D]`` in the weights' dtype.
         """
         tables = self._rotary(torch.arange(first, first + tokens.shape[1], device=tokens.device))
-        stream = self._embed(tokens)
-        update: Tensor | None = None
-        for layer in self.layers:
-            stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed = layer.mixer(normed, tables.get(_rotation(layer.shape.mixer)), documents)
-            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
-            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
-        return self._enter(stream, update, self.final_norm)[1]
+        return self._through(tokens, lambda layer, x: layer.mixer(x, tables.get(layer.rotation), documents))
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, lengths: Tensor, capacity: int) -> tuple[Tensor, DecodeState]:
@@ -164,33 +174,28 @@ class Backbone(nn.Module):
             Hidden state at each row's last id ``[B, D]``, and the decode state.
         """
         tables = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
-        stream = self._embed(tokens)
         states: list[LayerState] = []
-        update: Tensor | None = None
-        for layer in self.layers:
-            stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed, state = layer.mixer.prefill(normed, tables.get(_rotation(layer.shape.mixer)), lengths, capacity)
+
+        def mix(layer: Layer, x: Tensor) -> Tensor:
+            mixed, state = layer.mixer.prefill(x, tables.get(layer.rotation), lengths, capacity)
             states.append(state)
-            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
-            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
-        hidden = self._enter(stream, update, self.final_norm)[1]
+            return mixed
+
+        hidden = self._through(tokens, mix)
         last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
         return last, DecodeState(states, lengths.clone())
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:
         """Read one more id per row: ``tokens [B]`` to hidden states ``[B, D]``; ``state`` moves on by one."""
-        tables = self._rotary(state.lengths)
-        stream = self._embed(tokens)
-        update: Tensor | None = None
-        for layer, layer_state in zip(self.layers, state.layers, strict=True):
-            stream, normed = self._enter(stream, update, layer.mixer_norm)
-            table = tables.get(_rotation(layer.shape.mixer))
-            mixed = layer.mixer.step(normed, table, state.lengths, layer_state)  # type: ignore[arg-type]
-            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
-            update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
+        tables, states = self._rotary(state.lengths), iter(state.layers)
+
+        def mix(layer: Layer, x: Tensor) -> Tensor:
+            return layer.mixer.step(x, tables.get(layer.rotation), state.lengths, next(states))  # type: ignore[arg-type]
+
+        hidden = self._through(tokens, mix)
         state.lengths = state.lengths + 1
-        return self._enter(stream, update, self.final_norm)[1]
+        return hidden
 
     def matrices(self) -> dict[str, list[int]]:
         """Row sizes of the logical matrices inside each weight matrix, by parameter name.
@@ -204,8 +209,3 @@ class Backbone(nn.Module):
             for part, module in (("mixer", layer.mixer), ("feed_forward", layer.feed_forward))
             for name, rows in module.blocks().items()
         }
-
-
-def _rotation(mixer: config.Mixer) -> tuple[config.Rope, int] | None:
-    """What decides a layer's rotary table."""
-    return (mixer.rope, mixer.head_dim) if isinstance(mixer, config.Attention) else None
