@@ -22,12 +22,11 @@ from minnow.model.config import ModelConfig
 from minnow.model.families import FAMILIES
 from minnow.model.foreign import ForeignModel, is_foreign
 from minnow.model.language_model import LanguageModel
-from minnow.model.tensor_files import shard_names
+from minnow.model.tensor_files import WEIGHTS_INDEX, shards, write_index
 
 SHARD_BYTES = 5 * 10**9
 """The most bytes of tensors in one file."""
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -77,23 +76,13 @@ def save_model(
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     settings["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")  # the embedding comes first
     write_json(folder / "config.json", settings)
-    shards: list[dict[str, Tensor]] = [{}]
-    size = total = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    names = shard_names(len(shards))
-    for file, shard in zip(names, shards, strict=True):
+    files = shards(tensors, shard_bytes)
+    for file, shard in files.items():
         try:
             save_file(shard, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-    if len(shards) > 1:
-        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        write_json(folder / WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    write_index(folder, files)
 
 
 def save_checkpoint(

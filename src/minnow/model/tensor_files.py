@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from minnow.errors import UserError
+from minnow.files import write_json
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -45,7 +48,7 @@ class Stored:
         return math.prod(self.shape)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         return self.entries * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -86,7 +89,7 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
                     raise UserError(f"{name} of {file} is stored as {entry['dtype']}, which cannot be computed with")
                 begin, end = entry["data_offsets"]
                 tensor = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
-                if end - begin != tensor.bytes or 8 + length + end > os.path.getsize(file):
+                if end - begin != tensor.nbytes or 8 + length + end > os.path.getsize(file):
                     raise ValueError(f"{name} does not fit")
                 found[name] = tensor
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,9 +105,9 @@ def start_file(stream: BinaryIO, tensors: Mapping[str, Stored]) -> None:
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.bytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += tensor.bytes
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
@@ -115,20 +118,32 @@ def write_part(stream: BinaryIO, part: Tensor) -> None:
     stream.write(part.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def shards(tensors: Mapping[str, Stored], limit: int) -> list[dict[str, Stored]]:
-    """The tensors in files of at most ``limit`` bytes, in order; a larger one has its own."""
-    groups: list[dict[str, Stored]] = [{}]
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+S = TypeVar("S", bound=_Sized)
+
+
+def shards(tensors: Mapping[str, S], limit: int) -> dict[str, dict[str, S]]:
+    """The tensors in files of at most ``limit`` bytes, in order, by transformers' names; a larger one has its own."""
+    groups: list[dict[str, S]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if groups[-1] and size + tensor.bytes > limit:
+        if groups[-1] and size + tensor.nbytes > limit:
             groups.append({})
             size = 0
         groups[-1][name] = tensor
-        size += tensor.bytes
-    return groups
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
-def shard_names(count: int) -> Sequence[str]:
-    """The file names of ``count`` shards, as transformers gives them."""
-    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    return names if count > 1 else ["model.safetensors"]
+def write_index(folder: Path, files: Mapping[str, Mapping[str, _Sized]]) -> None:
+    """Write down which of several files each tensor is in; a single one needs no index."""
+    if len(files) > 1:
+        size = sum(tensor.nbytes for group in files.values() for tensor in group.values())
+        places = {name: file for file, group in files.items() for name in group}
+        write_json(folder / WEIGHTS_INDEX, {"metadata": {"total_size": size}, "weight_map": places})

@@ -13,8 +13,8 @@ from torch import Tensor
 from minnow.data.tokenizer import FILES, Tokenizer
 from minnow.errors import UserError
 from minnow.files import read_json, whole_folder, write_json
-from minnow.model.checkpoint import SHARD_BYTES, WEIGHTS_INDEX, weight_files
-from minnow.model.tensor_files import Stored, shard_names, shards, start_file, stored_tensors, write_part
+from minnow.model.checkpoint import SHARD_BYTES, weight_files
+from minnow.model.tensor_files import Stored, shards, start_file, stored_tensors, write_index, write_part
 from minnow.posttrain.merge import Merge, merge_chunks
 from minnow.progress import track
 
@@ -53,21 +53,17 @@ def merge_folders(
         name: replace(each, dtype=dtype or each.dtype) if each.dtype.is_floating_point else each
         for name, each in first.items()
     }
-    groups = shards(wanted, shard_bytes)
-    names = shard_names(len(groups))
+    files = shards(wanted, shard_bytes)
     total = sum(each.entries for each in first.values())
     with whole_folder(out) as temporary, track(total, "merge", "value") as bar:
-        for file, group in zip(names, groups, strict=True):
+        for file, group in files.items():
             with (temporary / file).open("wb") as stream:
                 start_file(stream, group)
                 for name, target in group.items():
                     for part in _merged([each[name] for each in tensors], settings, name, first[name]):
                         write_part(stream, part.to(target.dtype))
                         bar.advance(part.numel())
-        if len(groups) > 1:
-            places = {name: file for file, group in zip(names, groups, strict=True) for name in group}
-            size = sum(each.bytes for each in wanted.values())
-            write_json(temporary / WEIGHTS_INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        write_index(temporary, files)
         config = read_json(models[0] / "config.json")
         if dtype is not None:
             config["dtype"] = str(dtype).removeprefix("torch.")
