@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ import tyro
 from minnow.cli.models import open_model, resolve_model, tokenizer_folder
 from minnow.cli.output import Threads
 from minnow.data.tokenizer import Tokenizer
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 
 if TYPE_CHECKING:
     from minnow.serve.source import Source
@@ -66,8 +65,7 @@ def serve(
         threads: of llama.cpp or torch.
     """
     for package in ("starlette", "uvicorn", "httpx2"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'the "{package}" package is not installed; run: pip install "minnow[serve]"')
+        require(package, "serve")
     if (model is None) == (upstream is None):
         raise UserError("name a model or an --upstream server, one of the two")
     if upstream is not None and upstream_model is None:

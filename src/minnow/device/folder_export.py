@@ -6,7 +6,6 @@ for. They run in a process of their own, and what they wrote is held to the same
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 
 from minnow.device.gguf_export import check_folder
 from minnow.device.worker_process import worker_environment
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 from minnow.files import read_json, whole_folder
 from minnow.model.checkpoint import weight_files
 from minnow.model.config import Attention, ModelConfig, Rope
@@ -165,9 +164,8 @@ def plan_folder(checkpoint: Path, format: Format, type: str) -> FolderPlan:
     """
     if type not in format.types:
         raise UserError(f"unknown {format.name} type {type!r}; choose one of {', '.join(format.types)}")
-    missing = [name for name in format.modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'"{missing[0]}" is not installed; run: pip install "minnow[{format.name}]"')
+    for name in format.modules:
+        require(name, format.name)
     settings = check_folder(checkpoint)
     kind = settings.get("model_type") if isinstance(settings, Mapping) else None
     config = None if isinstance(settings, Mapping) and is_foreign(settings) else ModelConfig.from_hf(settings)

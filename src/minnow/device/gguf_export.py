@@ -10,7 +10,6 @@ Types per tensor:
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from minnow.device.gguf_families import (
 )
 from minnow.device.gguf_vocabulary import Vocabulary, read_vocabulary
 from minnow.device.quantise import HEAD_TYPES, TYPES, block_size, check_native, encode, head_type, matrix_type
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 from minnow.files import read_json, whole_file
 from minnow.model.adapter import is_adapter
 from minnow.model.checkpoint import weight_files
@@ -174,8 +173,7 @@ def plan_export(
     head = embedding_type or head_type(type)
     if head not in HEAD_TYPES:
         raise UserError(f"unknown type {head!r} for the embedding; choose one of {', '.join(HEAD_TYPES)}")
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError('the "gguf" package is not installed; run: pip install "minnow[export]"')
+    require("gguf", "export")
     check_native(type)
     check_native(head)
     config = read_exportable(check_folder(checkpoint), checkpoint)
@@ -302,8 +300,7 @@ def gguf_metadata(file: Path) -> dict[str, Any]:
     Raises:
         UserError: missing file, or not a whole GGUF file.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError('the "gguf" package is not installed; run: pip install "minnow[export]"')
+    require("gguf", "export")
     from gguf import GGUFReader, LlamaFileType
 
     if not file.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minnow.device.worker_process import FileWorker, WorkerDied
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 from minnow.loops import CUT_AFTER, Loop
 
 _GGUF_MAGIC = b"GGUF"
@@ -57,8 +56,7 @@ class LlamaCpp(FileWorker):
     spells = True  #: see :class:`minnow.device.runtimes.Runtime`
 
     def __init__(self, file: Path, n_ctx: int = 2048, threads: int = 1, kv: str = "f16", sequences: int = 1) -> None:
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
+        require("xllamacpp", "export")
         if not file.is_file():
             raise UserError(f"{file} does not exist; give a .gguf file written by 'minnow export'")
         with file.open("rb") as head:

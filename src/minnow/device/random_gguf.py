@@ -5,7 +5,6 @@ Written straight in the blocks of their type, so that a file of 350M parameters 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from minnow.device.gguf_export import begun, tensor_type
 from minnow.device.gguf_families import ARCHITECTURES, computed_tensors, file_tensors
 from minnow.device.gguf_vocabulary import NORMAL, Vocabulary
 from minnow.device.quantise import block_size
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 from minnow.files import whole_file
 from minnow.model.config import Attention, ModelConfig
 
@@ -34,8 +33,7 @@ def write_random_gguf(config: ModelConfig, file: Path, kind: str = "Q4_0") -> in
     Raises:
         UserError: the ``gguf`` package is missing, an unknown type, or a shape that llama.cpp does not run.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError('the "gguf" package is not installed; run: pip install "minnow[export]"')
+    require("gguf", "export")
     if kind not in TYPES:
         raise UserError(f"random weights cannot be written as {kind!r}; choose one of {', '.join(TYPES)}")
     attends = any(isinstance(layer.mixer, Attention) for layer in config.layers)

@@ -24,8 +24,9 @@ SMALL_BUDGET = 1024
 CHARACTERS_A_TOKEN = 4
 """About, where only text is at hand."""
 
-_ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call"}
-_CUT = {"length", "max_tokens", "max_length", "model_length"}
+ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call"}
+CUT = {"length", "max_tokens", "max_length", "model_length"}
+"""Servers' words for an answer that ended by itself, and for one that was cut at its budget."""
 
 # What ends a turn or begins one in the common chat formats; in an answer's text it was meant to be the end.
 _TURN = re.compile(
@@ -68,12 +69,12 @@ def diagnose(
             repeated. ``"length"``: it was cut. None: not known, and only loops and wrong turns have a cause.
         max_tokens: the budget; by default the output's own length is taken for it.
     """
-    if finish_reason in _ENDED:
+    if finish_reason in ENDED:
         return Diagnosis(None, None)
     loop: Loop | None
     if isinstance(output, str):
         loop = find_text_loop(output)
-        if wrong_turns(output) or (finish_reason in _CUT and not output.strip()):
+        if wrong_turns(output) or (finish_reason in CUT and not output.strip()):
             return Diagnosis(loop, TEMPLATE)
         unfinished_thought = output.rfind("<think>") > output.rfind("</think>")
         size = len(output) // CHARACTERS_A_TOKEN
@@ -82,7 +83,7 @@ def diagnose(
         unfinished_thought, size = False, len(output)
     if loop is not None:
         return Diagnosis(loop, LOOP)
-    if finish_reason not in _CUT:
+    if finish_reason not in CUT:
         return Diagnosis(None, None)
     small = (max_tokens if max_tokens is not None else size) < SMALL_BUDGET
     return Diagnosis(None, BUDGET if small or unfinished_thought else LONG_ANSWER)

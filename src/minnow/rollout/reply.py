@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-_ENDED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call"}
-_CUT = {"length", "max_tokens", "max_length", "model_length"}
+from minnow.loops.cause import CUT, ENDED
 
 
 class ReplyError(Exception):
@@ -67,6 +66,6 @@ class Reply:
     def ending(self) -> str | None:
         """How the answer ended: ``"stop"``, ``"length"`` or ``"loop"``, another server's word for these among them; any
         other word as it is, None where there was none."""
-        if self._reason in _ENDED:
+        if self._reason in ENDED:
             return "stop"
-        return "length" if self._reason in _CUT else self._reason
+        return "length" if self._reason in CUT else self._reason

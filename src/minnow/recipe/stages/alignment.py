@@ -26,9 +26,10 @@ from minnow.posttrain.policy import RolloutSettings, rollout_step
 from minnow.progress import say
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
+from minnow.recipe.stages.chats import worked
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT
-from minnow.recipe.stages.training import conversations, save_trained, train_stage
+from minnow.recipe.stages.training import save_trained, train_stage
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import Loss, SequenceBatch, completion_log_probs, next_token, split_rows
@@ -192,7 +193,7 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
             known(found)
         return found
 
-    replayed = conversations(words, prompts_of(context.recipe).to_replay(REPLAYED_EXAMPLES))
+    replayed = [each.tokenised(words) for each in worked(prompts_of(context.recipe).to_replay(REPLAYED_EXAMPLES))]
     packed = pack(replayed, settings.row_length, words.pad_id) if replayed and settings.replay_rows else None
     loader = None if packed is None else Loader(packed, settings.replay_rows, 0)
 

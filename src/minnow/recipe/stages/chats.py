@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -127,12 +128,9 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
     read: list[tuple[str, Conversation]] = []
     evaluation = list(texts_in(settings.against))
     for name, source in settings.sources.items():
-        worked, held_out = source.worked(context.recipe, faults)
+        shown, held_out = source.worked(context.recipe, faults)
         evaluation += ["\n".join(each["content"] for each in example.messages) for example in held_out]
-        found = [
-            Conversation(f"example {each.id}", [*each.messages, *each.reference], each.tools, each.difficulty)
-            for each in worked
-        ]
+        found = worked(shown)
         if source.path is not None:
             found = list(islice(read_conversations(source.path, faults), source.examples))
         read += [(name, each) for each in found]
@@ -163,6 +161,14 @@ def chats(context: StageContext[ChatsSettings]) -> dict[str, Any]:
                 f"{context.name}: {each['count']} of {out['rows']} rows {check}, {does}; the first is {each['first'][0]}"
             )
     return out | {"trained": trained, "bad_rows": faults.found}
+
+
+def worked(examples: Iterable[Example]) -> list[Conversation]:
+    """Examples with their references."""
+    return [
+        Conversation(f"example {each.id}", [*each.messages, *each.reference], each.tools, each.difficulty)
+        for each in examples
+    ]
 
 
 def _difficulty(row: Conversation) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,13 +28,12 @@ from minnow.progress import say, track
 from minnow.recipe.context import Metrics, StageContext
 from minnow.recipe.fit import fit_machine
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.chats import read_chats
+from minnow.recipe.stages.chats import read_chats, worked
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT, check_tasks, model_config, task_examples
 from minnow.recipe.stages.texts import held_out_documents, say_what_runs_dry, text_loader, training_texts
 from minnow.recipe.stages.watching import EvaluateSettings, Look, chat_prompts, looks, loop_look, openings
 from minnow.recipe.vitals import Vitals, shown
-from minnow.tasks import Example
 from minnow.train.batches import InputDropout, Prefetch, RampedLoader
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.lora import LoraOptimizer
@@ -328,24 +327,6 @@ class SftSettings:
             raise UserError(f"epochs is {self.epochs:g}; use a number above 0, or leave it out and give training.steps")
 
 
-def conversations(words: Tokenizer, examples: Iterable[Example]) -> list[tuple[list[int], list[bool]]]:
-    """Ids and completion masks of examples with their references.
-
-    Raises:
-        UserError: an example has nothing to train on.
-    """
-    made = []
-    for example in examples:
-        ids, mask = words.conversation([*example.messages, *example.reference], example.tools)
-        if not any(mask):
-            raise UserError(
-                f"example {example.id} has no token to train on: its reference holds no assistant turn, or the chat "
-                "template shows none; correct the example or the template"
-            )
-        made.append((ids, mask))
-    return made
-
-
 @stage("sft", SftSettings, version=2, together=True)
 def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     """Train on conversations, or on the references of every task of the pocket world; on assistant tokens only."""
@@ -353,7 +334,7 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
     if settings.data is None:
         examples = task_examples(context.recipe, (), "train", settings.examples, settings.more)
-        packed = pack(conversations(words, examples), settings.row_length, words.pad_id)
+        packed = pack((each.tokenised(words) for each in worked(examples)), settings.row_length, words.pad_id)
         loader = Loader(packed, settings.rows, context.seed)
     else:
         sources = read_chats(context.inputs[settings.data], settings.row_length, words.pad_id)
