@@ -15,7 +15,8 @@ from minnow.agent.long_context import map_reduce as in_parts
 from minnow.agent.mcp_tools import serve_mcp
 from minnow.agent.pages import PageError
 from minnow.cli.agent_tools import foreign_tools, offered_tools
-from minnow.cli.output import AsJson, Threads, emit, size_text, warn
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, emit, size_text, warn
 from minnow.cli.text_models import NO_SERVER, ServerFlags, open_text_model
 from minnow.data.calls import CallError
 from minnow.errors import UserError
@@ -42,8 +43,8 @@ def agent(
     valid_calls: bool = False,
     temperature: float = 0.0,
     seed: int = 0,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     server: ServerFlags = NO_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -65,8 +66,6 @@ def agent(
         valid_calls: hold it to calls that can be read and fit the tools (a GGUF file of a model that calls as LFM2 does).
         temperature: 0 is greedy.
         seed: of the sampling noise.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     if not question.strip():
         raise UserError("the question is empty; write one in quotes after the model")

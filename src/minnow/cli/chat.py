@@ -9,8 +9,7 @@ import tyro
 
 from minnow import agent
 from minnow.cli.agent_tools import foreign_tools, offered_tools
-from minnow.cli.models import open_model
-from minnow.cli.output import Threads
+from minnow.cli.models import ModelThreads, TokenizerFolder, open_model
 from minnow.rollout import Sampling
 
 
@@ -24,8 +23,8 @@ def chat(
     temperature: float = 0.0,
     max_new_tokens: int = 256,
     seed: int = 0,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
 ) -> None:
     """Talk to a model; piped input is one question a line.
 
@@ -40,8 +39,6 @@ def chat(
         temperature: 0 is greedy.
         max_new_tokens: the budget of one turn.
         seed: of the sampling noise.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     with open_model(model, tokenizer, threads, max_new_tokens) as opened, foreign_tools(mcp, allow) as foreign:
         limits = agent.Limits(max_new_tokens=max_new_tokens, max_context=opened.context)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, columns, emit
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -43,8 +44,8 @@ def generate(
     settings: Annotated[GenerationSettings, tyro.conf.arg(name="")] = _SETTINGS,
     seed: int = 0,
     server: ServerFlags = NO_SERVER,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Make data for minnow sft: candidates from any model, filtered by verifiers or a jury, with where they come from.
@@ -65,8 +66,6 @@ def generate(
         settings: how candidates are drawn, and which are kept.
         seed: of the sampling noise, and of tasks that are drawn.
         server: how a server is asked.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     from minnow.recipe.judges import open_judges
     from minnow.recipe.stages.pairing import write_rows

@@ -11,7 +11,8 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, columns, emit
 from minnow.cli.text_models import NO_SERVER, TextModel, ask, open_text_model, survey_settings
 from minnow.errors import UserError
 from minnow.evaluate.measure import score_text
@@ -34,8 +35,8 @@ def grade(
     temperature: float = 0.0,
     max_new_tokens: int = 384,
     seed: int = 0,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how hard a task's worked examples are, for minnow sft --easy-to-hard.
@@ -53,8 +54,6 @@ def grade(
         temperature: 0 is greedy.
         max_new_tokens: the budget of one answer; an answer cut there is wrong.
         seed: of the sample, the sampling noise, and tasks that are drawn.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     from minnow.recipe.stages.pairing import write_rows
     from minnow.recipe.stages.prompts import read_given

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, Threads, columns, emit, names_in, warn
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, columns, emit, names_in, warn
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -50,8 +51,8 @@ def evaluate(
     skip_bad_rows: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     server: ServerFlags = NO_SERVER,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model's answers on the held-out examples of tasks, with 95% intervals and the loop rate beside each.
@@ -69,8 +70,6 @@ def evaluate(
         skip_bad_rows: leave out malformed rows of data, counted and named, instead of stopping at the first.
         out: keep every answer there, one file for each task; the same command goes on where a killed one was.
         server: how a server is asked.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     named = names_in(tasks)
     if not named:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, columns, emit
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -47,8 +48,8 @@ def measure(
     stop_on_loop: bool = False,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE.jsonl")] = None,
     server: ServerFlags = NO_SERVER,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how often answers end in a doom loop, with 95% intervals (Wilson), by prompts, temperature and rule.
@@ -68,8 +69,6 @@ def measure(
             is then an upper bound.
         out: keep every answer there as a line of JSON; the same command goes on where a killed one was.
         server: how a server is asked.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     if n is not None and n < 1:
         raise UserError(f"--n is {n}; measure at least 1 prompt")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.models import open_model
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.models import ModelThreads, TokenizerFolder, open_model
+from minnow.cli.output import AsJson, columns, emit
 from minnow.cli.text_models import weights_digest
 from minnow.posttrain.pairs import PairSettings
 
@@ -24,8 +24,8 @@ def pairs(
     n: Annotated[int, tyro.conf.arg(metavar="PROMPTS")] = 200,
     settings: Annotated[PairSettings, tyro.conf.arg(name="")] = _SETTINGS,
     seed: int = 0,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Make preference pairs, in TRL's format, from several sampled answers and a greedy one to each prompt.
@@ -43,8 +43,6 @@ def pairs(
         n: prompts of each built-in set.
         settings: how answers are drawn and paired.
         seed: of the sampling noise.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     from minnow.recipe.judges import open_judges
     from minnow.recipe.stages.pairing import pair_prompts, pair_rows, sft_rows, write_rows

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
@@ -14,6 +17,11 @@ from minnow.recipe.mapping import nearest
 from minnow.recipe.run_record import RunRecord, run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.rollout import Engine
+
+TokenizerFolder = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help="model folder with the tokenizer of a GGUF file")
+]
+ModelThreads = Annotated[int | None, tyro.conf.arg(metavar="INT", help="of torch or llama.cpp")]
 
 _STATE_BUDGET = 1 << 30  # bytes of decode state that rows decoded together may hold
 _MOST_ROWS = 512

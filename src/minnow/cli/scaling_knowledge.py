@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from minnow.cli.output import AsJson, Threads, columns, emit
+from minnow.cli.models import ModelThreads, TokenizerFolder
+from minnow.cli.output import AsJson, columns, emit
 from minnow.cli.text_models import NO_SERVER, open_text_model, parameters_of, scorer_of
 from minnow.errors import UserError
 from minnow.progress import track
@@ -29,8 +30,8 @@ def knowledge(
     text: Annotated[str | None, tyro.conf.arg(metavar="SENTENCE")] = None,
     n: Annotated[int, tyro.conf.arg(metavar="NAMES")] = 2000,
     seed: int = 0,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    threads: Threads = None,
+    tokenizer: TokenizerFolder = None,
+    threads: ModelThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the bits in a table of facts, the parameters that hold them, and the bits that a model holds.
@@ -49,8 +50,6 @@ def knowledge(
         text: how the model has read the facts, such as "{name} was born in {town}."
         n: the most names to ask the model about.
         seed: which.
-        tokenizer: model folder with the tokenizer of a GGUF file.
-        threads: of torch or llama.cpp.
     """
     if not 0 < match <= 1:
         raise UserError(f"--match {match:g} is no share of the facts; use a number above 0 and up to 1, such as 0.9")

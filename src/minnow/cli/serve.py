@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from minnow.cli.models import open_model, resolve_model, tokenizer_folder
-from minnow.cli.output import Threads
+from minnow.cli.models import ModelThreads, TokenizerFolder, open_model, resolve_model, tokenizer_folder
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError, require
 
@@ -37,10 +36,10 @@ def serve(
     policy: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     search: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
     sessions: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    tokenizer: TokenizerFolder = None,
     key_variable: str = "MINNOW_SERVE_KEY",
     upstream_key_variable: str = "MINNOW_UPSTREAM_KEY",
-    threads: Threads = None,
+    threads: ModelThreads = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI does: chat, completions, models, health and metrics.
 
@@ -59,10 +58,8 @@ def serve(
         policy: YAML that says when the cloud answers instead.
         search: an index file, or a folder of pages, that the server itself looks things up in.
         sessions: where what was read of conversations is kept, for the server's next start.
-        tokenizer: model folder with the tokenizer of a GGUF file.
         key_variable: environment variable with the key that clients must send; unset: none.
         upstream_key_variable: environment variable with the upstream's key.
-        threads: of llama.cpp or torch.
     """
     for package in ("starlette", "uvicorn", "httpx2"):
         require(package, "serve")
