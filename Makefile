@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	# Alone: were its dependencies looked up there too, an index out of reach would cost its retries for each of them.
 	$(VENV)/bin/python -m pip install --quiet --retries 1 --no-deps --constraint requirements-cpu.txt torch $(TORCH_FLAGS)
-	$(VENV)/bin/python -m pip install --quiet --constraint requirements-cpu.txt --editable '.[dev,export,onnx,report,eval,serve]'
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements-cpu.txt --editable '.[dev,export,onnx,eval,serve]'
 	@touch $(STAMP)
 
 clean:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minnow.scaling.fit import Fit
-from minnow.scaling.laws import TRAIN_FLOPS, Law, human
+from minnow.scaling.laws import TRAIN_FLOPS, Array, Law, human
 from minnow.scaling.plan import Budget, Choice
-
-Array = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from minnow.errors import UserError
 from minnow.loops.rate import Z_95
-from minnow.scaling.laws import TRAIN_FLOPS, Law, largest_for_question
+from minnow.scaling.laws import TRAIN_FLOPS, Array, Law, largest_for_question
 from minnow.scaling.points import Points, resampled
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Array = NDArray[np.float64]
 
 _FEWEST = 5  # runs for the three constants of the accuracy law
 _ZOOMS = 6

@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from minnow.errors import UserError
 from minnow.scaling import minimise
-from minnow.scaling.laws import Law, T2Law, human
+from minnow.scaling.laws import Array, Law, T2Law, human
 from minnow.scaling.points import Points, resampled
-
-Array = NDArray[np.float64]
 
 _COEFFICIENT, _EXPONENT, _FLOOR = (
     (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minnow.data.table import read_rows
 from minnow.errors import UserError
 from minnow.files import read_json
-from minnow.scaling.laws import TRAIN_FLOPS, human
-
-Array = NDArray[np.float64]
+from minnow.scaling.laws import TRAIN_FLOPS, Array, human
 
 POINTS = "points.csv"
 """What `minnow scaling sweep` leaves in its run folder."""

@@ -6,14 +6,11 @@ import itertools
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minnow.errors import UserError
 from minnow.scaling import minimise
-from minnow.scaling.laws import Law, Repeats, worth_of_repeats
+from minnow.scaling.laws import Array, Law, Repeats, worth_of_repeats
 from minnow.scaling.points import Points, resampled
-
-Array = NDArray[np.float64]
 
 
 def fit_repeats(

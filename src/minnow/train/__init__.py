@@ -1,0 +1,1 @@
+"""Training: one loop for every stage; objectives, optimisers, schedules, memory, checkpoints, and many ranks."""
