@@ -339,59 +339,40 @@ def _table(documents: Sequence[dict[str, Any]], colour: bool) -> str:
 
 def _side_by_side(documents: Sequence[dict[str, Any]]) -> list[list[str]]:
     """One column per model."""
-
-    def row(name: str, cell: Any) -> list[str]:
-        return [name, *(cell(document) for document in documents)]
-
+    first = documents[0]
     rows = [
-        row("", lambda each: each["model"]),
-        row("parameters", lambda each: f"{each['total']:,}"),
-        row("active", lambda each: f"{each['active']:,}"),
-        row("layers", lambda each: str(each["shape"]["layers"])),
+        ["", *(each["model"] for each in documents)],
+        ["parameters", *(f"{each['total']:,}" for each in documents)],
+        ["active", *(f"{each['active']:,}" for each in documents)],
+        ["layers", *(str(each["shape"]["layers"]) for each in documents)],
     ]
-    rows += [
-        row(part_name(part), lambda each, part=part: f"{each['shares'][part]:.2%}" if each["parts"][part] else "-")
-        for part in documents[0]["parts"]
-        if any(document["parts"][part] for document in documents)
-    ]
+    for part in first["parts"]:
+        if any(each["parts"][part] for each in documents):
+            shares = (each["shares"][part] if each["parts"][part] else None for each in documents)
+            rows.append([part_name(part), *map(_share_text, shares)])
     for key, words in _SHARES.items():
-        if key != "total" and any(document["embedding_share"][key] is not None for document in documents):
-            rows.append(row(f"embedding over {words}", lambda each, key=key: _share_text(each["embedding_share"][key])))
-    rows += [
-        row(f"{kind} weights", lambda each, kind=kind: size_text(each["weight_bytes"][kind])) for kind in _SHOWN_TYPES
-    ]
-    for length in documents[0]["state_bytes"]:
+        shares = [each["embedding_share"][key] for each in documents]
+        if key != "total" and any(share is not None for share in shares):
+            rows.append([f"embedding over {words}", *map(_share_text, shares)])
+    for kind in _SHOWN_TYPES:
+        rows.append([f"{kind} weights", *(size_text(each["weight_bytes"][kind]) for each in documents)])
+    for length in first["state_bytes"]:
         at = f"at {int(length):,}"
         for key in ("prefill", "decode"):
-            rows.append(
-                row(
-                    f"{key} FLOPs/token {at}",
-                    lambda each, key=key, length=length: quantity(each["flops_per_token"][key][length]),
-                )
-            )
-        rows.append(
-            row(f"decode state {at}", lambda each, length=length: size_text(each["state_bytes"][length]["total"]))
-        )
+            flops = (each["flops_per_token"][key][length] for each in documents)
+            rows.append([f"{key} FLOPs/token {at}", *map(quantity, flops)])
+        states = (each["state_bytes"][length]["total"] for each in documents)
+        rows.append([f"decode state {at}", *map(size_text, states)])
         for kind in _SHOWN_TYPES:
             for key, words in (("decode_bytes", "read per token"), ("peak_memory", "peak")):
-                rows.append(
-                    row(
-                        f"{kind}, {words} {at}",
-                        lambda each, key=key, kind=kind, length=length: size_text(each[key][kind][length]["total"]),
-                    )
-                )
-    if "fits" in documents[0]:
-        budget = documents[0]["fits"]["budget"]
+                sizes = (each[key][kind][length]["total"] for each in documents)
+                rows.append([f"{kind}, {words} {at}", *map(size_text, sizes)])
+    if "fits" in first:
         for kind in _SHOWN_TYPES:
             for repack, words in _REPACKS.items():
-                rows.append(
-                    row(
-                        f"largest context in {budget}, {kind}, {words}",
-                        lambda each, kind=kind, repack=repack: _context_text(
-                            each["fits"]["largest_context"][kind][repack]
-                        ),
-                    )
-                )
+                largest = (each["fits"]["largest_context"][kind][repack] for each in documents)
+                head = f"largest context in {first['fits']['budget']}, {kind}, {words}"
+                rows.append([head, *map(_context_text, largest)])
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -142,24 +143,18 @@ class Design:
 
 
 def designs(space: Space) -> Iterator[Design]:
-    """Every combination, twice never."""
+    """Every combination, each design once."""
+    choices = (space.kinds, space.vocab, space.widths, space.depths, space.attention, space.kv_heads, space.ratios)
     seen = set()
-    for kind in space.kinds:
-        for vocab in space.vocab:
-            for width in space.widths:
-                for depth in space.depths:
-                    for share in space.attention:
-                        for kv in space.kv_heads:
-                            if (width // HEAD) % kv:
-                                continue
-                            for ratio in space.ratios:
-                                for kernel in space.kernels:
-                                    attending = min(depth, max(1, round(share * depth)))
-                                    wide = round(ratio * width / _FEED_FORWARD_GRAIN) * _FEED_FORWARD_GRAIN
-                                    made = Design(width, depth, attending, kv, wide, vocab, kernel, kind)
-                                    if made not in seen:
-                                        seen.add(made)
-                                        yield made
+    for kind, vocab, width, depth, share, kv, ratio, kernel in itertools.product(*choices, space.kernels):
+        if (width // HEAD) % kv:
+            continue
+        attending = min(depth, max(1, round(share * depth)))
+        wide = round(ratio * width / _FEED_FORWARD_GRAIN) * _FEED_FORWARD_GRAIN
+        made = Design(width, depth, attending, kv, wide, vocab, kernel, kind)
+        if made not in seen:
+            seen.add(made)
+            yield made
 
 
 @dataclass(frozen=True)
