@@ -17,6 +17,7 @@ from minnow.errors import UserError
 from minnow.evaluate.survey import AnswerFile, Question, Settings, survey
 from minnow.progress import track
 from minnow.recipe.folder import hash_file
+from minnow.recipe.judges import KEY_VARIABLE
 from minnow.recipe.run_record import RunRecord
 from minnow.rollout import TorchEngine
 from minnow.rollout.scoring import Scorer, TorchScorer
@@ -25,7 +26,6 @@ from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine, TextEngine
 from minnow.tasks import Example, PocketWorld
 
 SERVER = "server"
-KEY_VARIABLE = "MINNOW_API_KEY"
 
 
 @dataclass(frozen=True)
