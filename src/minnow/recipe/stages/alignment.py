@@ -100,9 +100,10 @@ def make_gate(context: StageContext[Any], settings: GateSettings, model: Languag
 
 
 def post_train(
-    context: StageContext[Any], trainer: Trainer, words: Tokenizer, gate: Gate, settings: GateSettings
+    context: StageContext[Any], trainer: Trainer, words: Tokenizer, settings: GateSettings
 ) -> dict[str, Any]:
-    """Run a trainer behind the gate and save the weights the gate liked best."""
+    """Run a trainer behind a gate and save the weights that the gate liked best."""
+    gate = make_gate(context, settings, trainer.model, words)
     if "gate" in trainer.notes:
         gate.restore(trainer.notes["gate"])
 
@@ -231,10 +232,9 @@ def dpo(context: StageContext[DpoSettings]) -> dict[str, Any]:
 
     trainer = Trainer(model, objective, batches, settings.training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
-    gate = make_gate(context, settings.gate, model, words)
     if settings.objective.referenced:
         known(rows)
-    return post_train(context, trainer, words, gate, settings.gate) | {"pairs": len(rows)}
+    return post_train(context, trainer, words, settings.gate) | {"pairs": len(rows)}
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,5 @@ def grpo(context: StageContext[GrpoSettings]) -> dict[str, Any]:
     training = replace(settings.training, spike=0.0)  # the loss of a policy gradient has no level
     trainer = Trainer(model, settings.objective, batches, training, context.record, context.state / "train.pt")
     engine = TorchEngine(model, words)
-    gate = make_gate(context, settings.gate, model, words)
-    result = post_train(context, trainer, words, gate, settings.gate)
+    result = post_train(context, trainer, words, settings.gate)
     return result | {"warnings": list(warnings.values())}

@@ -14,7 +14,7 @@ from minnow.model.checkpoint import load_checkpoint
 from minnow.posttrain.pairs import cut_loop
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
-from minnow.recipe.stages.alignment import GateSettings, gentle, make_gate, post_train
+from minnow.recipe.stages.alignment import GateSettings, gentle, post_train
 from minnow.recipe.stages.prompts import prompts_of
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.rollout import Sampling, TorchEngine
@@ -71,5 +71,4 @@ def quantise(context: StageContext[QuantiseSettings]) -> dict[str, Any]:
         context.record,
         context.state / "train.pt",
     )
-    gate = make_gate(context, settings.gate, model, words)
-    return post_train(context, trainer, words, gate, settings.gate)
+    return post_train(context, trainer, words, settings.gate)
