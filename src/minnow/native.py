@@ -22,6 +22,14 @@ class NotCompiled(Exception):
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A library, or None, and a line that says what runs and why."""
+
+    library: ctypes.CDLL | None
+    description: str
+
+
+@dataclass(frozen=True)
 class Compiler:
     """The C compiler of this machine: the command, and all that it says about its version."""
 

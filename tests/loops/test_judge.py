@@ -14,8 +14,8 @@ from loop_cases import block, labelled_cases, prose
 
 from minnow.loops import Lexicon, native
 from minnow.loops.judge import TAIL, judge_many
-from minnow.loops.native import Native
 from minnow.loops.symbols import Symbols, read_text, read_tokens
+from minnow.native import Loaded
 
 pytestmark = pytest.mark.skipif(native.load().library is None, reason=native.load().description)
 
@@ -24,7 +24,7 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
     """What C and what Python say."""
     found = native.load
     fast = function()
-    native.load = lambda: Native(None, "Python")  # type: ignore[assignment]
+    native.load = lambda: Loaded(None, "Python")  # type: ignore[assignment]
     try:
         return fast, function()
     finally:
@@ -136,7 +136,7 @@ def test_no_compiler_is_said_and_python_judges(monkeypatch: pytest.MonkeyPatch) 
     native.load.cache_clear()
     monkeypatch.setenv("CC", "/no/such/compiler")
     try:
-        assert native.load() == Native(None, "Python: no C compiler found")
+        assert native.load() == Loaded(None, "Python: no C compiler found")
         row = read_tokens(block(random.Random(0), 30) * 6)
         assert judge_many(row.raw, None, None, np.array([0, 180]))[0]["period"] == 30
         native.load.cache_clear()

@@ -12,7 +12,7 @@ from loop_cases import NEGATIVES, Vocabulary, labelled_cases, prose, recovered, 
 
 from minnow.loops import Lexicon, Loop, LoopWatch, TextWatch, find_loop, find_text_loop, has_lasted, native
 from minnow.loops.judge import TAIL
-from minnow.loops.native import Native
+from minnow.native import Loaded
 
 ROWS = st.lists(
     st.lists(st.tuples(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 30)), max_size=4),
@@ -23,7 +23,7 @@ ROWS = st.lists(
 
 @pytest.fixture
 def python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "load", lambda: Native(None, "Python"))
+    monkeypatch.setattr(native, "load", lambda: Loaded(None, "Python"))
 
 
 def watched(rows: list[list[int]], check_every: int, lexicon: Lexicon | None = None) -> dict[int, tuple[int, Loop]]:
@@ -72,7 +72,7 @@ def test_python_reports_what_c_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(some_rows())
     lexicon = Lexicon(["", *("a" if i % 7 else str(i % 10) if i % 3 else "--" for i in range(2000))])
     in_c = watched(rows, 8), watched(rows, 8, lexicon)
-    monkeypatch.setattr(native, "load", lambda: Native(None, "Python"))
+    monkeypatch.setattr(native, "load", lambda: Loaded(None, "Python"))
     assert (watched(rows, 8), watched(rows, 8, lexicon)) == in_c
 
 

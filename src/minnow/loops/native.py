@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minnow.native import Library, NotCompiled
+from minnow.native import Library, Loaded, NotCompiled
 
 SOURCE = Path(__file__).with_name("judge.c")
 _FLAGS = ["-std=c11", "-O3", "-fPIC"]
@@ -28,31 +27,23 @@ _SIGNATURES = {
 _CODES: dict[str, Any] = {"p": _POINTER, "l": _LONG, "n": None}
 
 
-@dataclass(frozen=True)
-class Native:
-    """The loaded library, or None, and a line that says what runs and why."""
-
-    library: ctypes.CDLL | None
-    description: str
-
-
 @functools.cache
-def load() -> Native:
+def load() -> Loaded:
     """Compile if needed and load; never raises for a machine that cannot, the description then says why.
 
     ``MINNOW_LOOPS=python`` in the environment asks for Python: the same verdicts, about a hundred times slower.
     """
     if os.environ.get("MINNOW_LOOPS") == "python":
-        return Native(None, "Python: MINNOW_LOOPS=python")
+        return Loaded(None, "Python: MINNOW_LOOPS=python")
     try:
         library, compiler = Library("loops", [SOURCE], _FLAGS).load()
     except NotCompiled as error:
-        return Native(None, f"Python: {error}")
+        return Loaded(None, f"Python: {error}")
     for name, signature in _SIGNATURES.items():
         result, arguments = signature.split(".")
         function = getattr(library, name)
         function.restype, function.argtypes = _CODES[result], [_CODES[code] for code in arguments]
-    return Native(library, f"C ({compiler})")
+    return Loaded(library, f"C ({compiler})")
 
 
 def address(array: NDArray[Any] | None) -> int | None:

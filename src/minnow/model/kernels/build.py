@@ -7,13 +7,12 @@ import functools
 import os
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minnow.native import Library, NotCompiled
+from minnow.native import Library, Loaded, NotCompiled
 
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
@@ -70,27 +69,19 @@ def torch_only() -> bool:
     return os.environ.get("MINNOW_KERNELS") == "torch"
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The loaded library, or None, and a line that says what runs and why."""
-
-    library: ctypes.CDLL | None
-    description: str
-
-
 @functools.cache
-def load() -> Kernels:
+def load() -> Loaded:
     """Compile if needed and load; never raises for a machine that cannot, the description then says why.
 
     ``MINNOW_KERNELS=torch`` in the environment asks for plain torch.
     """
     if torch_only():
-        return Kernels(None, f"pure torch: {TORCH_ONLY}")
+        return Loaded(None, f"pure torch: {TORCH_ONLY}")
     openmp = _loaded_openmp()
     try:
         library, compiler = _sources(openmp is not None).load()
     except NotCompiled as error:
-        return Kernels(None, f"pure torch: {error}")
+        return Loaded(None, f"pure torch: {error}")
     for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
         function = getattr(library, name)
         function.argtypes = [ctypes.c_int, *(_CODES[code] for code in codes)]
@@ -107,7 +98,7 @@ def load() -> Kernels:
     library.keep_memory()
     threads = "OpenMP of torch" if openmp else "one thread"
     vectors = torch.backends.cpu.get_cpu_capability() + (" and AMX" if library.use_tiles(1) else "")
-    return Kernels(library, f"fused C ({compiler}, {vectors}, {threads})")
+    return Loaded(library, f"fused C ({compiler}, {vectors}, {threads})")
 
 
 def _loaded_openmp() -> str | None:
