@@ -221,61 +221,72 @@ def loss(run: Run) -> Section | None:
     stage = run.first("pretrain")
     if stage is None:
         return None
-    result = stage.result
-    train = [line for line in stage.metrics if line.get("loss") is not None and line["tokens"] > 0]
-    held = [line for line in stage.metrics if line.get("held_out_loss") is not None and line["tokens"] > 0]
+    result, per = stage.result, float(stage.result["parameters"])
+    train, held, bits = (
+        [line for line in stage.metrics if line.get(key) is not None and line["tokens"] > 0]
+        for key in ("loss", "held_out_loss", "bits_per_byte")
+    )
     if len(train) + len(held) < 2:
         return None
-    per = float(result["parameters"])
-    thinned = _thin(train, per)
-    points = [x for x, _ in thinned] + [line["tokens"] / per for line in held]
-    values = [y for _, y in thinned] + [line["held_out_loss"] for line in held]
-    x = Scale(max(min(points), max(points) / 300), max(points), "log")
-    y = Scale(min(values) * 0.94, max(values) * 1.04, "log")
-    series = (
-        [Series([(px, py, "") for px, py in thinned if px >= x.low], "base", dots=False, light=True)] if thinned else []
-    )
-    if held:
-        series.append(
-            Series([(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held], "rl")
-        )
-    plots = [
-        line_plot(
-            series,
-            x,
-            y,
-            "Loss against training tokens per parameter",
-            "training tokens per parameter",
-            "loss, nats per token",
-            y_format=lambda v: f"{v:g}",
-            x_format=lambda v: f"{v:g}",
-            marks=[(20.0, "20 per parameter")] if x.low < 20 < x.high * 0.98 else [],
-        )
-    ]
-    bits = [line for line in held if line.get("bits_per_byte") is not None]
+    keys = ([("training loss", "base")] if train else []) + ([("held-out loss", "rl")] if held else [])
+    plots = [_loss_plot(train, held, per)]
     if len(bits) > 1:
-        clock = Scale(0, max(line["seconds"] for line in bits) / 60)
-        depth = Scale(
-            min(line["bits_per_byte"] for line in bits) * 0.96,
-            max(line["bits_per_byte"] for line in bits) * 1.04,
-            "log",
-        )
-        curve = Series([(line["seconds"] / 60, line["bits_per_byte"], _held_tip(line, per)) for line in bits], "dpo")
-        plots.append(
-            line_plot(
-                [curve],
-                clock,
-                depth,
-                "Held-out bits per byte against minutes",
-                "minutes of training",
-                "held-out bits per byte",
-                x_format=lambda v: f"{v:g}",
-                y_format=lambda v: f"{v:g}",
-            )
-        )
-    keys = ([("training loss", "base")] if thinned else []) + ([("held-out loss", "rl")] if held else [])
-    if len(plots) > 1:
         keys.append(("held-out bits per byte", "dpo"))
+        plots.append(_bits_plot(bits, per))
+    speed = f"{result['tokens_per_second']:,.0f} tokens/s on average; "
+    speed += f"final training loss {number(result['final_loss'], 3)}."
+    body = join(
+        legend(keys),
+        figure(tag("div", plots, class_="pair" if len(plots) > 1 else None), speed),
+        folded("Numbers", _loss_table(held, per)) if held else None,
+    )
+    return Section("loss", "Loss", "How the loss fell", _loss_sentence(train, held, per), body)
+
+
+def _loss_plot(train: list[dict[str, Any]], held: list[dict[str, Any]], per: float) -> Markup:
+    thinned = _thin(train, per)
+    measured = [(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held]
+    ratios = [x for x, *_ in (*thinned, *measured)]
+    losses = [y for _, y, *_ in (*thinned, *measured)]
+    x = Scale(max(min(ratios), max(ratios) / 300), max(ratios), "log")
+    points = [(ratio, y, "") for ratio, y in thinned if ratio >= x.low]
+    return line_plot(
+        [
+            *([Series(points, "base", dots=False, light=True)] if thinned else []),
+            *([Series(measured, "rl")] if held else []),
+        ],
+        x,
+        Scale(min(losses) * 0.94, max(losses) * 1.04, "log"),
+        "Loss against training tokens per parameter",
+        "training tokens per parameter",
+        "loss, nats per token",
+        y_format=_plain,
+        x_format=_plain,
+        marks=[(20.0, "20 per parameter")] if x.low < 20 < x.high * 0.98 else [],
+    )
+
+
+def _bits_plot(bits: list[dict[str, Any]], per: float) -> Markup:
+    points = [(line["seconds"] / 60, line["bits_per_byte"], _held_tip(line, per)) for line in bits]
+    values = [y for _, y, _ in points]
+    return line_plot(
+        [Series(points, "dpo")],
+        Scale(0, max(minutes for minutes, *_ in points)),
+        Scale(min(values) * 0.96, max(values) * 1.04, "log"),
+        "Held-out bits per byte against minutes",
+        "minutes of training",
+        "held-out bits per byte",
+        x_format=_plain,
+        y_format=_plain,
+    )
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
+
+
+def _loss_table(held: list[dict[str, Any]], per: float) -> Markup:
+    headers = ["Step", "Tokens", "Tokens per parameter", "Time", "Held-out loss", "Bits per byte"]
     rows = [
         [
             line["step"],
@@ -287,15 +298,7 @@ def loss(run: Run) -> Section | None:
         ]
         for line in held
     ]
-    headers = ["Step", "Tokens", "Tokens per parameter", "Time", "Held-out loss", "Bits per byte"]
-    speed = f"{result['tokens_per_second']:,.0f} tokens/s on average; "
-    speed += f"final training loss {number(result['final_loss'], 3)}."
-    body = join(
-        legend(keys),
-        figure(tag("div", plots, class_="pair" if len(plots) > 1 else None), speed),
-        folded("Numbers", table(headers, rows, "Held-out loss", text_columns=())) if rows else None,
-    )
-    return Section("loss", "Loss", "How the loss fell", _loss_sentence(train, held, per), body)
+    return table(headers, rows, "Held-out loss", text_columns=())
 
 
 def _thin(train: list[dict[str, Any]], per: float) -> list[tuple[float, float]]:
