@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,24 +37,57 @@ class Marks:
     labels: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What the axes span: decimal logarithms of x, and y."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, series: Sequence[Marks]) -> _Frame:
+        xs = [math.log10(x) for one in series for x, _, _ in one.points]
+        ys = [y for one in series for _, y, _ in one.points]
+        left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+        x_pad = max(0.03 * (right - left), (_DECADES - (right - left)) / 2)
+        y_pad = 0.08 * (high - low) or 0.1
+        return cls(left - x_pad, right + x_pad, low - y_pad, high + y_pad)
+
+    def x(self, value: float) -> float:
+        """In pixels from the left."""
+        share = (math.log10(value) - self.left) / (self.right - self.left)
+        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """In pixels from the top."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    def x_ticks(self) -> list[float]:
+        span = self.right - self.left
+        return [
+            step * 10.0**power
+            for power in range(math.floor(self.left), math.ceil(self.right) + 1)
+            for step in ((1,) if span > 4 else (1, 3) if span > 1.5 else (1, 2, 5))
+            if self.left <= math.log10(step * 10.0**power) <= self.right
+        ]
+
+    def y_ticks(self) -> list[float]:
+        rough = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [number * step for number in range(first, last + 1)]
+
+
 def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_format: Callable[[float], str]) -> str:
     """An SVG document with a logarithmic x axis and a linear y axis.
 
     Names of the series make the legend; a name of "" stays out of it.
     """
-    xs = [math.log10(x) for one in series for x, _, _ in one.points]
-    ys = [y for one in series for _, y, _ in one.points]
-    x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
-    x_pad = max(0.03 * (x_high - x_low), (_DECADES - (x_high - x_low)) / 2)
-    y_pad = 0.08 * (y_high - y_low) or 0.1
-    x_low, x_high, y_low, y_high = x_low - x_pad, x_high + x_pad, y_low - y_pad, y_high + y_pad
-
-    def at(x: float, y: float) -> tuple[str, str]:
-        across = (math.log10(x) - x_low) / (x_high - x_low)
-        up = (y - y_low) / (y_high - y_low)
-        left = _LEFT + across * (_WIDTH - _LEFT - _RIGHT)
-        return f"{left:.1f}", f"{_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM):.1f}"
-
+    frame = _Frame.around(series)
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{html.escape(title)}" font-family="sans-serif" font-size="12">'
@@ -63,59 +96,63 @@ def chart(series: Sequence[Marks], title: str, x_title: str, y_title: str, y_for
         opening,
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
         f'<text x="{_LEFT}" y="20" font-size="15" font-weight="bold">{html.escape(title)}</text>',
+        *_axes(frame, x_title, y_title, y_format),
+        *(shape for one in series for shape in _shapes(one, frame)),
+        *_labels(series, frame),
+        *_legend(series),
     ]
-    decades = [
-        step * 10.0**power
-        for power in range(math.floor(x_low), math.ceil(x_high) + 1)
-        for step in ((1,) if x_high - x_low > 4 else (1, 3) if x_high - x_low > 1.5 else (1, 2, 5))
-        if x_low <= math.log10(step * 10.0**power) <= x_high
-    ]
-    floor, ceiling = _HEIGHT - _BOTTOM, _TOP
-    for tick in decades:
-        x, _ = at(tick, y_low)
-        label = human(tick) if tick < 1e15 else f"{tick:.0e}".replace("e+", "e")
-        ink.append(f'<path d="M{x} {floor}V{ceiling}" stroke="#ddd"/>')
-        ink.append(f'<text x="{x}" y="{floor + 16}" text-anchor="middle" fill="#444">{label}</text>')
-    for tick in _round_ticks(y_low, y_high):
-        _, y = at(10**x_low, tick)
-        ink.append(f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
-        ink.append(f'<text x="{_LEFT - 6}" y="{y}" dy="4" text-anchor="end" fill="#444">{y_format(tick)}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    ink.append(f'<text x="{middle}" y="{_HEIGHT - 22}" text-anchor="middle">{html.escape(x_title)}</text>')
-    ink.append(f'<text x="{_LEFT}" y="{_TOP - 8}" fill="#444">{html.escape(y_title)}</text>')
-    placed: list[tuple[float, float, str, str]] = []
-    for one in series:
-        colour = _COLOURS[one.colour % len(_COLOURS)]
-        if one.line:
-            dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-            path = " ".join(",".join(at(x, y)) for x, y, _ in one.points)
-            ink.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>')
-            continue
-        for (x_value, y_value, tip), label in zip(one.points, one.labels or [""] * len(one.points), strict=True):
-            x, y = at(x_value, y_value)
-            ink.append(
-                f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.75">'
-                f"<title>{html.escape(tip)}</title></circle>"
-            )
-            if label:
-                placed.append((float(x), float(y), label, colour))
-    ink += _labels(placed, [tuple(map(float, at(x, y))) for one in series if not one.line for x, y, _ in one.points])
-    named = {one.name: one.colour for one in series if one.name}
-    place = float(_LEFT)
-    for name, index in named.items():
-        colour = _COLOURS[index % len(_COLOURS)]
-        ink.append(f'<circle cx="{place + 5:.0f}" cy="{_HEIGHT - 8}" r="4" fill="{colour}"/>')
-        ink.append(f'<text x="{place + 13:.0f}" y="{_HEIGHT - 4}">{html.escape(name)}</text>')
-        place += 28 + 6.6 * len(name)
     return "\n".join([*ink, "</svg>"]) + "\n"
 
 
-def _labels(wanted: Sequence[tuple[float, float, str, str]], dots: Sequence[tuple[float, ...]]) -> list[str]:
-    """Labels ``(x, y, text, colour)`` of dots, each at the first place around its dot where it covers nothing."""
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
-    ink = []
-    for x, y, label, colour in wanted:
-        width = 5.8 * len(label)
+def _axes(frame: _Frame, x_title: str, y_title: str, y_format: Callable[[float], str]) -> Iterator[str]:
+    floor, ceiling = _HEIGHT - _BOTTOM, _TOP
+    for tick in frame.x_ticks():
+        x = frame.x(tick)
+        label = human(tick) if tick < 1e15 else f"{tick:.0e}".replace("e+", "e")
+        yield f'<path d="M{x} {floor}V{ceiling}" stroke="#ddd"/>'
+        yield f'<text x="{x}" y="{floor + 16}" text-anchor="middle" fill="#444">{label}</text>'
+    for tick in frame.y_ticks():
+        y = frame.y(tick)
+        yield f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="#ddd"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y}" dy="4" text-anchor="end" fill="#444">{y_format(tick)}</text>'
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    yield f'<text x="{middle}" y="{_HEIGHT - 22}" text-anchor="middle">{html.escape(x_title)}</text>'
+    yield f'<text x="{_LEFT}" y="{_TOP - 8}" fill="#444">{html.escape(y_title)}</text>'
+
+
+def _shapes(one: Marks, frame: _Frame) -> Iterator[str]:
+    colour = _COLOURS[one.colour % len(_COLOURS)]
+    if one.line:
+        dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y, _ in one.points)
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
+        return
+    for x, y, tip in one.points:
+        yield (
+            f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="4" fill="{colour}" fill-opacity="0.75">'
+            f"<title>{html.escape(tip)}</title></circle>"
+        )
+
+
+def _legend(series: Sequence[Marks]) -> Iterator[str]:
+    place = float(_LEFT)
+    for name, index in {one.name: one.colour for one in series if one.name}.items():
+        colour = _COLOURS[index % len(_COLOURS)]
+        yield f'<circle cx="{place + 5:.0f}" cy="{_HEIGHT - 8}" r="4" fill="{colour}"/>'
+        yield f'<text x="{place + 13:.0f}" y="{_HEIGHT - 4}">{html.escape(name)}</text>'
+        place += 28 + 6.6 * len(name)
+
+
+def _labels(series: Sequence[Marks], frame: _Frame) -> Iterator[str]:
+    """Labels of dots, each at the first place around its dot where it covers nothing."""
+    dots = [one for one in series if not one.line]
+    places = [(frame.x(x), frame.y(y)) for one in dots for x, y, _ in one.points]
+    texts = [(text, one.colour) for one in dots for text in one.labels or [""] * len(one.points)]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x, y), (text, colour) in zip(places, texts, strict=True):
+        if not text:
+            continue
+        width = 5.8 * len(text)
         boxes = [
             (left, y + down - 10, left + width, y + down + 3)
             for down in (-9, 17, -23, 31, -37, 45)
@@ -129,18 +166,10 @@ def _labels(wanted: Sequence[tuple[float, float, str, str]], dots: Sequence[tupl
         ]
         left, _, right, bottom = (free or inside or boxes)[0]
         taken.append((left, bottom - 13, right, bottom))
-        ink.append(
-            f'<text x="{left:.1f}" y="{bottom - 3:.1f}" fill="{colour}" stroke="#fff" '
-            f'stroke-width="3" paint-order="stroke">{html.escape(label)}</text>'
+        yield (
+            f'<text x="{left:.1f}" y="{bottom - 3:.1f}" fill="{_COLOURS[colour % len(_COLOURS)]}" stroke="#fff" '
+            f'stroke-width="3" paint-order="stroke">{html.escape(text)}</text>'
         )
-    return ink
-
-
-def _round_ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
-    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def residual_chart(fit: Fit) -> str:
