@@ -351,9 +351,9 @@ def _side_by_side(documents: Sequence[dict[str, Any]]) -> list[list[str]]:
             shares = (each["shares"][part] if each["parts"][part] else None for each in documents)
             rows.append([part_name(part), *map(_share_text, shares)])
     for key, words in _SHARES.items():
-        shares = [each["embedding_share"][key] for each in documents]
-        if key != "total" and any(share is not None for share in shares):
-            rows.append([f"embedding over {words}", *map(_share_text, shares)])
+        embedding = [each["embedding_share"][key] for each in documents]
+        if key != "total" and any(share is not None for share in embedding):
+            rows.append([f"embedding over {words}", *map(_share_text, embedding)])
     for kind in _SHOWN_TYPES:
         rows.append([f"{kind} weights", *(size_text(each["weight_bytes"][kind]) for each in documents)])
     for length in first["state_bytes"]:
