@@ -194,7 +194,7 @@ def largest_for_question(question_flops: float) -> float:
 def turning_point(holds: Callable[[float], bool], high: float) -> float:
     """Where, between 1 and ``high``, something that holds for small numbers stops holding; found by halving."""
     low = 1.0
-    for _ in range(200):
+    for _ in range(100):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return high
