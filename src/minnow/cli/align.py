@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import resolve_model
-from minnow.cli.output import AsJson, Threads, columns, emit, names_in, warn
+from minnow.cli.output import AsJson, columns, emit, names_in, warn
 from minnow.errors import UserError
 from minnow.evaluate.prompts import SETS
 from minnow.files import read_json
@@ -26,10 +26,17 @@ from minnow.recipe.stages.quantising import QuantiseSettings
 from minnow.recipe.stages.sources import CHECKPOINT
 from minnow.recipe.stages.training import SftSettings
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Model = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="MODEL", help="a checkpoint, stage or run folder, or hf://OWNER/NAME"),
+]
 Out = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SET|FILE …")]
-Count = Annotated[int, tyro.conf.arg(metavar="PROMPTS")]
+Count = Annotated[int, tyro.conf.arg(metavar="PROMPTS", help="prompts of each built-in set")]
+TorchThreads = Annotated[
+    int | None, tyro.conf.arg(metavar="INT", help="of torch; by default the fastest number, measured")
+]
 _SFT = SftSettings(checkpoint="base", data="chats")
 _DPO, _GRPO = DpoSettings(checkpoint="base", pairs="pairs"), GrpoSettings(checkpoint="base")
 _QUANTISE = QuantiseSettings(checkpoint="base")
@@ -52,13 +59,12 @@ def sft(
     n: Count = 100,
     settings: Annotated[SftSettings, tyro.conf.arg(name="")] = _SFT,
     seed: int = 0,
-    threads: Threads = None,
+    threads: TorchThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a checkpoint on conversations and on the worked examples of tasks, after a look at what is in them.
 
     Args:
-        model: a checkpoint, stage or run folder, or hf://OWNER/NAME.
         data: JSONL, JSON, Parquet or CSV with messages (and tools), or prompt and completion, in each row.
         out: run folder; the checkpoint is out/sft/checkpoint, the report on the data out/chats/result.json. The same
             command goes on where a killed one was.
@@ -72,10 +78,8 @@ def sft(
         leave_out: checks whose rows are not trained on: copies, near-copies, contaminated, refusal, debris.
         skip_bad_rows: leave out malformed rows, counted and named, instead of stopping at the first.
         prompts: what evaluate looks at: enumeration, reasoning, open-ended, files of prompts, task files.
-        n: prompts of each built-in set.
         settings: of the stage, as in a recipe.
         seed: of the order of the rows, and of tasks that are drawn.
-        threads: of torch; by default the fastest number, measured.
     """
     named = names_in(tasks)
     if weights and len(weights) != len(data) + len(named):
@@ -118,20 +122,17 @@ def dpo(
     n: Count = 100,
     settings: Annotated[DpoSettings, tyro.conf.arg(name="")] = _DPO,
     seed: int = 0,
-    threads: Threads = None,
+    threads: TorchThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Preference training of a checkpoint on a file of pairs; the best step by loop rate and task score is kept.
 
     Args:
-        model: a checkpoint, stage or run folder, or hf://OWNER/NAME.
         pairs: JSONL, JSON or Parquet in TRL's preference format, such as minnow loops pairs writes.
         out: run folder; the checkpoint is out/dpo/checkpoint. The same command goes on where a killed one was.
         prompts: what steps are judged on: enumeration, reasoning, open-ended, files of prompts, task files.
-        n: prompts of each built-in set.
         settings: of the stage, as in a recipe.
         seed: of the order of the pairs.
-        threads: of torch; by default the fastest number, measured.
     """
     stages = {"pairs": {"kind": "preferences", "file": str(pairs)}, "dpo": to_plain(settings)}
     _emit_gated(_run("dpo", model, out, prompts, n, stages, seed, threads), as_json)
@@ -145,20 +146,17 @@ def grpo(
     n: Count = 400,
     settings: Annotated[GrpoSettings, tyro.conf.arg(name="")] = _GRPO,
     seed: int = 0,
-    threads: Threads = None,
+    threads: TorchThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """RL of a checkpoint with verifiable rewards and a loop penalty; the best step by loop rate and task score is kept.
 
     Args:
-        model: a checkpoint, stage or run folder, or hf://OWNER/NAME.
         out: run folder; the checkpoint is out/grpo/checkpoint. The same command goes on where a killed one was.
         prompts: enumeration, reasoning, open-ended, files of prompts (rows with prompt or messages, and an optional
             answer and verifier) and task files. What has no answer is rewarded for its form. A fifth judges the steps.
-        n: prompts of each built-in set.
         settings: of the stage, as in a recipe.
         seed: of the sampling noise.
-        threads: of torch; by default the fastest number, measured.
     """
     _emit_gated(_run("grpo", model, out, prompts, n, {"grpo": to_plain(settings)}, seed, threads), as_json)
 
@@ -171,19 +169,16 @@ def quantise(
     n: Count = 400,
     settings: Annotated[QuantiseSettings, tyro.conf.arg(name="")] = _QUANTISE,
     seed: int = 0,
-    threads: Threads = None,
+    threads: TorchThreads = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a checkpoint as its Q4_0 file will round it, towards its own answers: the file then loses less.
 
     Args:
-        model: a checkpoint, stage or run folder, or hf://OWNER/NAME.
         out: run folder; the checkpoint is out/quantise/checkpoint, and its file says what it says.
         prompts: that the model answers before training: enumeration, reasoning, open-ended, files of prompts, task files.
-        n: prompts of each built-in set.
         settings: of the stage, as in a recipe.
         seed: of the sampling noise.
-        threads: of torch; by default the fastest number, measured.
     """
     _emit_gated(_run("quantise", model, out, prompts, n, {"quantise": to_plain(settings)}, seed, threads), as_json)
 
