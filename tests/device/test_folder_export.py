@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from minnow.cli.main import main
-from minnow.device import folder_export
 from minnow.device.bench_worker import OnnxRunner
 from minnow.device.card import device_card
 from minnow.device.folder_export import FORMATS, plan_folder
@@ -129,12 +128,12 @@ def test_refusals(
         assert main(["export", str(checkpoint), "--to", "onnx", *flag]) == 2
         assert "are for GGUF files; leave them out with --to onnx" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(folder_export.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r'"onnx" is not installed; run: pip install "minnow\[onnx\]"'):
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r'"onnx" package is not installed; run: pip install "minnow\[onnx\]"'):
             plan_folder(checkpoint, onnx, "F32")
-        with pytest.raises(UserError, match=r'"mlx" is not installed; run: pip install "minnow\[mlx\]"'):
+        with pytest.raises(UserError, match=r'"mlx" package is not installed; run: pip install "minnow\[mlx\]"'):
             plan_folder(checkpoint, FORMATS["mlx"], "F16")
-    monkeypatch.setattr(folder_export.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match="is a 'qwen3_5_text' model, and as onnx 'lfm2', .* are written"):
         plan_folder(folders["qwen3_5_text"], onnx, "F32")
 
@@ -142,7 +141,7 @@ def test_refusals(
 def test_mlx_groups_that_rows_do_not_hold_are_refused(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_export.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     narrow = make_checkpoint(tmp_path / "narrow", ("full_attention",), hidden=32)
     with pytest.raises(UserError, match="Q4 rounds 64 weights together, and the rows of .* are 32 wide"):
         plan_folder(narrow, FORMATS["mlx"], "Q4")
