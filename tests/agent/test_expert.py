@@ -57,7 +57,7 @@ def test_no_page_and_no_name_that_is_measured_on_is_trained_on(worked: list[Exam
 def test_the_agent_that_does_as_the_expert_does_reads_what_the_expert_read(scripted: Callable[..., Any]) -> None:
     library = expert.Library("7", "train", 0.3)
     examples = []
-    for number, question in enumerate(library.questions(60, (1, 1, 1), Random(0))):
+    for number, question in enumerate(library.questions(60, Random(0))):
         turns, said = library.worked(question)
         messages = [{"role": "user", "content": question.text(0)}]
         examples.append(Example(str(number), expert.NAME, "train", messages, turns, {"gold": said}))
@@ -88,7 +88,7 @@ def test_it_believes_the_true_page_obeys_nobody_and_says_when_there_is_none(work
             assert f"{searched[-1]}: {searched[-1]} is" not in turns[-2]["content"]
         else:
             assert len(searched) == example.answer["hops"] and last.endswith(f" {example.answer['gold']}.")
-    assert 0.25 * MANY < unknown < 0.42 * MANY
+    assert 0.05 * MANY < unknown < 0.25 * MANY
 
 
 def test_whether_there_is_an_answer_shows_in_the_titles_of_what_was_found(worked: list[Example]) -> None:
@@ -103,7 +103,7 @@ def test_whether_there_is_an_answer_shows_in_the_titles_of_what_was_found(worked
 
 def test_questions_without_an_answer_come_in_pairs_with_one_or_lead_to_a_missing_page() -> None:
     library = expert.Library("8", "train", 0.0)
-    asked = library.questions(300, (1, 1, 1), Random(0))
+    asked = library.questions(300, Random(0))
     unheard = [place for place, question in enumerate(asked) if question.subject.name not in library.names]
     for place in unheard:
         twin, question = asked[place - 1], asked[place]

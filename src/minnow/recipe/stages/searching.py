@@ -94,7 +94,7 @@ def lookups_rl(context: StageContext[LookupsRlSettings]) -> dict[str, Any]:
             worlds.clear()
             worlds[number] = Library(f"{context.seed}/rl/{number}", "train", step / steps * MOST_TRAPS)
         rng = Random(f"{context.seed}/rl/{step}")
-        asked = worlds[number].questions(settings.questions, (1, 1, 1), rng)
+        asked = worlds[number].questions(settings.questions, rng)
         sampling = Sampling(settings.temperature, settings.max_new_tokens, context.seed + step, persistence=0)
         groups = lookup_groups(engine, words, worlds[number], asked, settings.group, limits, sampling, settings.rewards)
         batch = policy_batch(groups, settings.row_length, settings.max_new_tokens)
