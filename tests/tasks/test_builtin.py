@@ -171,6 +171,23 @@ def test_a_drawn_task(name: str) -> None:
         built_in(name, {"held_out": Path("x.jsonl")})
 
 
+def test_calls_are_asked_for_one_at_a_time_and_trained_on_by_the_list() -> None:
+    task = built_in("function-calls", {}, seed=1)
+    held_out = task.examples("held_out", 400)
+    assert {len(each.messages) for each in held_out} == {1}
+    assert {len(each.tools or []) for each in held_out} == {2, 3, 4, 5}
+    assert 0.2 < sum(not each.answer["calls"] for each in held_out) / 400 < 0.3
+    for example in task.examples("train", 60):
+        on_offer = {each["name"] for each in example.answer["functions"]}
+        turns = [*example.messages, *example.reference]
+        replies = [parse_any_calls(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+        called = [call.name for calls in replies for call in calls]
+        assert sorted(called) == sorted(on_offer), "every function on offer once, and no other"
+        assert len(replies) - len(called) == min(len(on_offer), 8 - len(on_offer))
+        assert judge(example, example.reference[0]["content"]).correct
+        assert len({turn["content"] for turn in turns if turn["role"] == "user"}) == len(replies)
+
+
 def test_the_fields_of_drawn_documents_stand_in_them() -> None:
     for name in ("receipts", "invoices"):
         for example in built_in(name, {}).examples("held_out", 30):

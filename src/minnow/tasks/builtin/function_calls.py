@@ -19,6 +19,7 @@ from minnow.tasks.scorers import bfcl
 from minnow.tasks.task import beside, drafts_of
 from minnow.tasks.types import Draft, Score, Split
 
+_NONE = "None of the functions on offer can do that."
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 
 
@@ -49,7 +50,7 @@ def _question(row: Row, answers: list[dict[str, Any]]) -> Draft:
     calls = [
         Call(name, _first_values(given, required.get(name, []))) for answer in answers for name, given in answer.items()
     ]
-    reply = render_calls(calls) if calls else "None of the functions on offer can do that."
+    reply = render_calls(calls) if calls else _NONE
     answer = {"functions": values["function"], "calls": answers}
     return Draft.plain(
         values["question"][0], reply, answer, tools=[tool(each) for each in values["function"]], id=values["id"]
@@ -103,7 +104,8 @@ def score(answer: Mapping[str, Any], text: str) -> Score:
 
 
 # Drawn APIs: a verb and a thing make a function; its parameters are drawn from these, each with words for the question.
-_FUNCTIONS = (
+_Function = tuple[str, str, str, tuple[str, ...]]
+_FUNCTIONS: tuple[_Function, ...] = (
     ("book_table", "Book a table in a restaurant", "Book a table", ("place", "people", "day")),
     ("send_parcel", "Send a parcel", "Send a parcel", ("town", "weight", "person")),
     ("get_weather", "The weather of a town on a day", "What will the weather be", ("town", "day")),
@@ -152,17 +154,34 @@ def _value(rng: Random, name: str, split: Split) -> tuple[Any, str]:
     return value, str(value)
 
 
-def draw(rng: Random, split: Split) -> Draft:
-    """A request with two to four functions on offer; in one case of four the right one is not among them."""
-    offered = rng.sample(_FUNCTIONS, rng.randint(3, 5))
-    name, _, verb, parameters = offered.pop()
+def _request(rng: Random, function: _Function, split: Split) -> tuple[str, Call]:
+    """Words for a call of ``function``, what it is given in any order, and the call."""
+    name, _, verb, parameters = function
     values = {key: _value(rng, key, split) for key in parameters}
     phrases = [_PARAMETERS[key][2].format(words) for key, (_, words) in values.items()]
     rng.shuffle(phrases)
     question = f"{verb} {' '.join(phrases)}{'?' if verb.startswith('What') else '.'}"
-    refuse = rng.random() * _REFUSALS < 1
-    if not refuse:
-        offered.insert(rng.randint(0, len(offered)), next(each for each in _FUNCTIONS if each[0] == name))
+    return question, Call(name, {key: value for key, (value, _) in values.items()})
+
+
+def draw(rng: Random, split: Split) -> Draft:
+    """A request with two to five functions on offer; in one case of four the right one is not among them.
+
+    Examples to train on hold several requests with one list of one to five functions, since the list is most of what
+    there is to read: as many requests for functions on it as for others. None is asked for twice, so that no answer tells
+    another.
+    """
+    if split == "train":
+        offered = rng.sample(_FUNCTIONS, rng.randint(1, 5))
+        others = [each for each in _FUNCTIONS if each not in offered]
+        wanted = offered + rng.sample(others, min(len(offered), len(others)))
+        rng.shuffle(wanted)
+        asked = [_request(rng, each, split) for each in wanted]
+    else:
+        *offered, right = rng.sample(_FUNCTIONS, rng.randint(3, 5))
+        asked = [_request(rng, right, split)]
+        if rng.random() * _REFUSALS >= 1:
+            offered.insert(rng.randint(0, len(offered)), right)
     functions = [
         {
             "name": each,
@@ -175,7 +194,10 @@ def draw(rng: Random, split: Split) -> Draft:
         }
         for each, about, _, keys in offered
     ]
-    arguments = {key: value for key, (value, _) in values.items()}
-    calls = [] if refuse else [{name: {key: [value] for key, value in arguments.items()}}]
-    reply = "None of the functions on offer can do that." if refuse else render_calls([Call(name, arguments)])
-    return Draft.plain(question, reply, {"functions": functions, "calls": calls}, tools=list(map(tool, functions)))
+    names = {each["name"] for each in functions}
+    turns: list[dict[str, Any]] = []
+    for question, call in asked:
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": render_calls([call]) if call.name in names else _NONE})
+    calls = [{call.name: {key: [value] for key, value in call.arguments.items()}}] if call.name in names else []
+    return Draft(turns[:-1], turns[-1:], {"functions": functions, "calls": calls}, list(map(tool, functions)))
