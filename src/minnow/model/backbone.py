@@ -135,14 +135,22 @@ class Backbone(nn.Module):
         """What a mixer or feed-forward hands to the residual stream."""
         return update if norm is None else self._norm(update, norm)
 
-    def _through(self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor]) -> Tensor:
-        """Hidden states after the final norm, ``mix`` being what a layer's mixer makes of its input."""
+    def _through(
+        self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor], places: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, ``mix`` being what a layer's mixer makes of its input.
+
+        Args:
+            places: rows and positions ``[N]`` that alone are asked for; the result is then ``[N, D]``.
+        """
         stream = self._embed(tokens)
         update: Tensor | None = None
         for layer in self.layers:
             stream, normed = self._enter(stream, update, layer.mixer_norm)
-            mixed = self._leave(mix(layer, normed), layer.mixer_out_norm)
-            stream, normed = self._enter(stream, mixed, layer.feed_forward_norm)
+            mixed = mix(layer, normed)
+            if places is not None and layer is self.layers[-1]:  # no later layer asks what it makes of the others
+                mixed, stream = mixed[places], stream[places]
+            stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
             update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
         return self._enter(stream, update, self.final_norm)[1]
 
@@ -181,9 +189,8 @@ class Backbone(nn.Module):
             states.append(state)
             return mixed
 
-        hidden = self._through(tokens, mix)
-        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        return last, DecodeState(states, lengths.clone())
+        last = torch.arange(len(tokens), device=tokens.device), lengths - 1
+        return self._through(tokens, mix, last), DecodeState(states, lengths.clone())
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:
