@@ -1,8 +1,8 @@
 """Fine-tuning from easy to hard against shuffled and hard to easy: the same rows, tokens and checkpoint, several seeds.
 
-A ladder of two short trainings of the checkpoint, on rows of their own, grades the rows (minnow data grade). Each arm
-reads every row once (minnow sft --epochs 1); scored are held-out examples (minnow eval), with the difference to shuffled
-by seed.
+A ladder of two short trainings of the checkpoint, on rows of their own, grades the rows (minnow data grade). Each seed
+draws three quarters of them, and each arm reads these once (minnow sft --epochs 1); scored are held-out examples (minnow
+eval), with the difference to shuffled by seed.
 
     python benchmarks/curriculum.py runs/pocket/pretrain --tasks arithmetic --rows 2000 --seeds 0 1 2 --json curriculum.json
 """
@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from minnow.cli.main import main as minnow
@@ -25,6 +26,9 @@ from minnow.recipe.tasks import load_task
 
 OWN_ROWS = 400
 """Rows of each task that the ladder learns from."""
+
+DRAWN = 0.75
+"""Of the graded rows; two seeds of an order would differ in nothing if each took all."""
 
 
 def run(*words: object) -> dict[str, Any]:
@@ -59,15 +63,17 @@ def trained(options: argparse.Namespace, data: Path, out: Path, *more: object) -
     return out
 
 
-def arms(folder: Path, graded: Path) -> dict[str, tuple[Path, list[str]]]:
+def arms(folder: Path, graded: Path, seed: int) -> dict[str, tuple[Path, list[str]]]:
     """Data and flags of each arm."""
     rows = [json.loads(line) for line in graded.read_text().splitlines()]
-    backward = folder / "backward.jsonl"
-    backward.write_text("\n".join(json.dumps(row | {"difficulty": 1 - row["difficulty"]}) for row in rows))
+    rows = Random(seed).sample(rows, round(DRAWN * len(rows)))
+    files = [folder / f"{name}-{seed}.jsonl" for name in ("forward", "backward")]
+    for file, each in zip(files, (rows, [row | {"difficulty": 1 - row["difficulty"]} for row in rows]), strict=True):
+        file.write_text("\n".join(map(json.dumps, each)))
     return {
-        "shuffled": (graded, []),
-        "easy to hard": (graded, ["--easy-to-hard"]),
-        "hard to easy": (backward, ["--easy-to-hard"]),
+        "shuffled": (files[0], []),
+        "easy to hard": (files[0], ["--easy-to-hard"]),
+        "hard to easy": (files[1], ["--easy-to-hard"]),
     }
 
 
@@ -94,8 +100,8 @@ def main() -> None:
         grades = run("data", "grade", *models, "--prompts", *options.tasks, "--out", graded, *flags)
         scores: dict[str, list[float]] = {}
         steps = 0
-        for arm, (data, more) in arms(folder, graded).items():
-            for seed in options.seeds:
+        for seed in options.seeds:
+            for arm, (data, more) in arms(folder, graded, seed).items():
                 out = trained(options, data, folder / f"{arm}-{seed}", "--epochs", 1, "--seed", seed, *more)
                 steps = json.loads((out / "sft/result.json").read_text())["steps"]
                 asked = ["--tasks", ",".join(options.tasks), "--n", options.held_out, "--threads", 1]
