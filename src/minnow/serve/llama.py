@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -16,7 +15,7 @@ from minnow.agent.grammar import call_grammar
 from minnow.data.chat import END, END_OF_TEXT
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.worker_process import WorkerDied, WorkerProcess
-from minnow.errors import UserError
+from minnow.errors import UserError, require
 from minnow.serve.bodies import Ask
 from minnow.serve.errors import ApiError
 from minnow.serve.events import events
@@ -78,8 +77,7 @@ class LlamaSource:
         threads: int = 1,
         sessions: Path | None = None,
     ) -> None:
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise UserError('the "xllamacpp" package is not installed; run: pip install "minnow[export]"')
+        require("xllamacpp", "export")
         self.file, self.tokenizer, self.context, self.name, self.slots = file, tokenizer, context, name, slots
         marks = (tokenizer.encode_chat(mark) for mark in (END, END_OF_TEXT))
         # Whatever the model's own end is, llama.cpp ends an answer at either.
@@ -93,7 +91,8 @@ class LlamaSource:
     def _start(self) -> LlamaServer:
         kept = self._sessions
         while True:
-            server = LlamaServer(self.file, self.context, self.slots, self._threads, kept and kept.folder)
+            folder = None if kept is None else kept.folder
+            server = LlamaServer(self.file, self.context, self.slots, self._threads, folder)
             if kept is None or kept.restore(server.url, self.slots):
                 return server
             server.close()

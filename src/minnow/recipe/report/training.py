@@ -246,8 +246,8 @@ def loss(run: Run) -> Section | None:
 def _loss_plot(train: list[dict[str, Any]], held: list[dict[str, Any]], per: float) -> Markup:
     thinned = _thin(train, per)
     measured = [(line["tokens"] / per, line["held_out_loss"], _held_tip(line, per)) for line in held]
-    ratios = [x for x, *_ in (*thinned, *measured)]
-    losses = [y for _, y, *_ in (*thinned, *measured)]
+    ratios = [point[0] for point in thinned] + [point[0] for point in measured]
+    losses = [point[1] for point in thinned] + [point[1] for point in measured]
     x = Scale(max(min(ratios), max(ratios) / 300), max(ratios), "log")
     points = [(ratio, y, "") for ratio, y in thinned if ratio >= x.low]
     return line_plot(
