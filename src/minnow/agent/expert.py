@@ -66,8 +66,7 @@ class Library:
 
     def question(self, hops: int, rng: Random) -> Question:
         """A random question; some are about names that are on no page."""
-        while (question := chain(rng.choice(self.entities), hops, rng)) is None:
-            pass
+        question = self._drawn(hops, rng)
         if rng.random() < _UNHEARD_OF:
             return question._replace(subject=unheard_of(question.subject, self.names, rng))
         return question
@@ -82,15 +81,22 @@ class Library:
         asked: list[Question] = []
         while len(asked) < count:
             lost, hops = rng.random() < _LOST, rng.choices((1, 2, 3))[0]
-            while (question := chain(rng.choice(self.entities), hops, rng)) is None or lost == all(
-                entity.id in self.found for entity in question.visited
-            ):
+            while lost != self._lost(question := self._drawn(hops, rng)):
                 pass
             asked.append(question)
             if not lost and rng.random() < _TWINS:
-                subject = unheard_of(asked[-1].subject, self.names, rng, keep=rng.randrange(2))
-                asked.append(asked[-1]._replace(subject=subject))
+                subject = unheard_of(question.subject, self.names, rng, keep=rng.randrange(2))
+                asked.append(question._replace(subject=subject))
         return asked[:count]
+
+    def _drawn(self, hops: int, rng: Random) -> Question:
+        while (question := chain(rng.choice(self.entities), hops, rng)) is None:
+            pass
+        return question
+
+    def _lost(self, question: Question) -> bool:
+        """Whether a page on the way to its answer is missing."""
+        return not all(entity.id in self.found for entity in question.visited)
 
     def worked(self, question: Question) -> tuple[list[dict[str, Any]], str]:
         """What the expert does about a question, and its last words."""

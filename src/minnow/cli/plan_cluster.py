@@ -15,7 +15,6 @@ from minnow.machine import machine, peak_rss_bytes
 from minnow.model.presets import PRESETS, find_preset
 from minnow.progress import duration, track
 from minnow.recipe.mapping import nearest
-from minnow.recipe.plan import trains_on_text
 from minnow.recipe.schema import Recipe, load_recipe
 from minnow.recipe.speed import takes_muon
 from minnow.scaling.accelerators import GPUS
@@ -143,7 +142,7 @@ def _job(
 
 def _stage(recipe: Recipe, name: str | None) -> Any:
     """Settings of the stage of that name, or of the first, that trains on text."""
-    names = [spec.name for spec in recipe.stages.values() if trains_on_text(spec)]
+    names = [spec.name for spec in recipe.stages.values() if spec.trains_on_text]
     if not names:
         raise UserError(f"recipe {recipe.name} has no stage that trains on text; give a --preset")
     if name is not None and name not in names:

@@ -32,7 +32,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     parts = parameter_parts(config)
     total = sum(parts.values())
     process = peak_rss_bytes()
-    trained = [spec for spec in recipe.stages.values() if trains_on_text(spec)]
+    trained = [spec for spec in recipe.stages.values() if spec.trains_on_text]
     shapes = {_step_shape(spec, config) for spec in trained}
     again = recipe.parallel.activation_checkpointing
     memory = {shape: training_memory(config, *shape, checkpointed=again) for shape in shapes}
@@ -48,7 +48,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         }
     stages: list[dict[str, Any]] = [
         _stage(spec, config, total, memory[shape := _step_shape(spec, config)], process, times[shape])
-        if trains_on_text(spec)
+        if spec.trains_on_text
         else {"stage": spec.name, "kind": spec.kind, "estimated": False, "reason": _reason(spec)}
         for spec in recipe.stages.values()
     ]
@@ -78,11 +78,6 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             "not_estimated": [stage["stage"] for stage in stages if not stage["estimated"]],
         },
     }
-
-
-def trains_on_text(spec: StageSpec) -> bool:
-    """Whether a stage's batches are rows of text that is there before it starts."""
-    return all(hasattr(spec.settings, name) for name in ("training", "rows", "row_length"))
 
 
 def _step_shape(spec: StageSpec, config: ModelConfig) -> tuple[int, int, bool]:

@@ -186,6 +186,11 @@ class StageSpec:
     settings: Any
     needs: tuple[str, ...]
 
+    @property
+    def trains_on_text(self) -> bool:
+        """Whether its batches are rows of text that is there before it starts."""
+        return all(hasattr(self.settings, name) for name in ("training", "rows", "row_length"))
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minnow.machine import usable_cores
-
-Array = NDArray[np.float64]
+from minnow.scaling.laws import Array
 
 HUBER = 1e-3  # of log loss: where squares turn into absolute values (Hoffmann et al.)
 _MEMORY = 10

@@ -90,8 +90,8 @@ class LlamaSource:
 
     def _start(self) -> LlamaServer:
         kept = self._sessions
+        folder = None if kept is None else kept.folder
         while True:
-            folder = None if kept is None else kept.folder
             server = LlamaServer(self.file, self.context, self.slots, self._threads, folder)
             if kept is None or kept.restore(server.url, self.slots):
                 return server
