@@ -95,10 +95,9 @@ def training_step(config: ModelConfig, rows: int, length: int, mean: int) -> Cal
         loss.backward()
         grads = [parameter.grad for parameter in shadows if parameter.grad is not None]
         clip_scale = min(1.0, 1.0 / (kernels.grad_norm(grads) + 1e-6))
-        kernels.adamw_step(
-            masters, [p.detach() for p in shadows], grads, means, squares, 1e-3, (0.9, 0.95), 1e-8, decay, done,
-            clip_scale,
-        )  # fmt: skip
+        copies = [p.detach() for p in shadows]
+        for *state, rate in zip(masters, copies, grads, means, squares, decay, strict=True):
+            kernels.adamw(*state, 1e-3, (0.9, 0.95), 1e-8, rate, done, clip_scale)
         for parameter in shadows:
             parameter.grad = None
         return float(loss.detach())

@@ -535,7 +535,8 @@ def test_adamw_equals_torch(dtype: torch.dtype, shadowed: bool) -> None:
         for parameter, grad in zip(theirs, scaled, strict=True):
             parameter.grad = grad.double() * 0.5
         optimiser.step()
-        kernels.adamw_step(masters, shadows, scaled, mean, square, 3e-3, (0.9, 0.95), 1e-8, decay, step, 0.5)
+        for *state, rate in zip(masters, shadows, scaled, mean, square, decay, strict=True):
+            kernels.adamw(*state, 3e-3, (0.9, 0.95), 1e-8, rate, step, 0.5)
     for ours, wanted, shadow in zip(masters, theirs, shadows, strict=True):
         # float32 state against float64: five updates of 3e-3, each good to about 1e-6 relative.
         torch.testing.assert_close(ours, wanted.detach().float(), rtol=1e-6, atol=1e-7)
@@ -547,7 +548,8 @@ def test_adamw_fused_equals_reference() -> None:
     one, two = optimiser_state(torch.bfloat16, True), optimiser_state(torch.bfloat16, True)
     for step in (1, 2, 3):
         for state, implementation in ((one, kernels), (two, reference)):
-            implementation.adamw_step(*state, 1e-2, (0.9, 0.999), 1e-8, [0.1] * 3, step, 0.7)
+            for each in zip(*state, strict=True):
+                implementation.adamw(*each, 1e-2, (0.9, 0.999), 1e-8, 0.1, step, 0.7)
     torch.testing.assert_close(one[0], two[0], rtol=1e-5, atol=1e-6)
 
 
@@ -620,7 +622,8 @@ def test_fallback_says_why_and_works(variable: str, value: str, wanted: str, mon
     torch.testing.assert_close(kernels.swiglu(x), reference.swiglu(x), rtol=0, atol=0)
     assert kernels.grad_norm([x]) == pytest.approx(reference.grad_norm([x]))
     state = optimiser_state(torch.bfloat16, True)
-    kernels.adamw_step(*state, 1e-2, (0.9, 0.999), 1e-8, [0.1] * 3, 1, 1.0)
+    for each in zip(*state, strict=True):
+        kernels.adamw(*each, 1e-2, (0.9, 0.999), 1e-8, 0.1, 1, 1.0)
     assert all(torch.equal(master.bfloat16(), shadow) for master, shadow in zip(state[0], state[1], strict=True))
 
 

@@ -161,19 +161,12 @@ class Optimizer:
         self.steps += 1
         scale = min(1.0, self.settings.clip / (norm + 1e-12)) / weight
         settings = self.settings
-        kernels.adamw_step(
-            [self.masters[i] for i in self.adam],
-            [self.shadows[i] for i in self.adam],
-            [gradients[i] for i in self.adam],
-            [self.first[i] for i in self.adam],
-            [self.second[i] for i in self.adam],
-            rate,
-            settings.betas,
-            settings.eps,
-            [settings.weight_decay if self.masters[i].dim() == 2 else 0.0 for i in self.adam],
-            self.steps,
-            scale,
-        )
+        for i in self.adam:
+            decay = settings.weight_decay if self.masters[i].dim() == 2 else 0.0
+            kernels.adamw(
+                self.masters[i], self.shadows[i], gradients[i], self.first[i], self.second[i], rate, settings.betas,
+                settings.eps, decay, self.steps, scale,
+            )  # fmt: skip
         self._muon_step(gradients, rate, scale)
         if self.ema:
             torch._foreach_lerp_(self.ema, self.masters, 1 - settings.ema)

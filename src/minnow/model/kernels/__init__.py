@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minnow.model.kernels import accelerated, build, decoding, fused, fused_training, products, recurrences, reference
-from minnow.model.kernels.reference import IGNORED
+from minnow.model.kernels.reference import IGNORED as IGNORED
 
 _MOST_TAPS = 8
 
@@ -75,9 +75,7 @@ def geglu(gate_up: Tensor) -> Tensor:
 
 def causal_conv_silu(x: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
     """``silu`` of a causal depthwise convolution of ``x [B, T, D]``; the rest as :func:`short_conv`."""
-    fits = _fusable(x) and weight.shape[1] <= _MOST_TAPS
-    fast = fused if fits else accelerated if accelerated.serves("convolution", x, weight) else reference
-    return fast.causal_conv_silu(x, weight, documents)
+    return _convolving(x, weight).causal_conv_silu(x, weight, documents)
 
 
 def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -91,9 +89,13 @@ def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> 
     Returns:
         ``[B, T, D]``.
     """
-    fits = _fusable(bcx) and weight.shape[1] <= _MOST_TAPS
-    fast = fused if fits else accelerated if accelerated.serves("convolution", bcx, weight) else reference
-    return fast.short_conv(bcx, weight, documents)
+    return _convolving(bcx, weight).short_conv(bcx, weight, documents)
+
+
+def _convolving(x: Tensor, weight: Tensor) -> ModuleType:
+    if _fusable(x) and weight.shape[1] <= _MOST_TAPS:
+        return fused
+    return accelerated if accelerated.serves("convolution", x, weight) else reference
 
 
 def qk_norm_rope(
@@ -324,72 +326,28 @@ def grad_norm(grads: Sequence[Tensor]) -> float:
     return math.sqrt(total + reference.grad_norm(wide) ** 2)
 
 
-def adamw_step(
-    masters: Sequence[Tensor],
-    shadows: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: Sequence[float],
-    step: int,
-    clip_scale: float,
-) -> None:
-    """One AdamW update (arXiv 1711.05101) in place, one pass over each tensor.
+def adamw(
+    master: Tensor, shadow: Tensor, grad: Tensor, mean: Tensor, square: Tensor, lr: float, betas: tuple[float, float],
+    eps: float, weight_decay: float, step: int, clip_scale: float,
+) -> None:  # fmt: skip
+    """One AdamW update (arXiv 1711.05101) of a parameter in place, in one pass over it.
 
     Args:
-        masters: float32 parameters.
-        shadows: their bfloat16 copies, rewritten; an entry may be the master itself where there is no copy.
-        grads: bfloat16 or float32; multiplied by ``clip_scale`` first.
-        exp_avg, exp_avg_sq: float32 moments.
-        weight_decay: one value per tensor, decoupled.
+        master: float32.
+        shadow: its bfloat16 copy, rewritten; the master itself where there is no copy.
+        grad: bfloat16 or float32; multiplied by ``clip_scale`` first.
+        mean, square: float32 moments.
+        weight_decay: decoupled.
         step: number of this update, from 1 on.
     """
-    for entry in zip(masters, shadows, grads, exp_avg, exp_avg_sq, weight_decay, strict=True):
-        master, shadow, grad, mean, square, decay = entry
-        plain = all(tensor.is_contiguous() for tensor in (master, shadow, mean, square))
-        copied = shadow is master or shadow.dtype == torch.bfloat16
-        if plain and copied and _updatable(grad) and master.dtype == mean.dtype == square.dtype == torch.float32:
-            fused_training.adamw(master, shadow, grad, mean, square, lr, betas, eps, decay, step, clip_scale)
-        else:
-            reference.adamw_step(
-                [master], [shadow], [grad], [mean], [square], lr, betas, eps, [decay], step, clip_scale
-            )
+    plain = all(tensor.is_contiguous() for tensor in (master, shadow, mean, square))
+    copied = shadow is master or shadow.dtype == torch.bfloat16
+    fits = plain and copied and _updatable(grad) and master.dtype == mean.dtype == square.dtype == torch.float32
+    (fused_training if fits else reference).adamw(
+        master, shadow, grad, mean, square, lr, betas, eps, weight_decay, step, clip_scale
+    )
 
 
 def _updatable(grad: Tensor) -> bool:
     known = grad.dtype in (torch.bfloat16, torch.float32) and grad.device.type == "cpu"
     return known and build.load().library is not None
-
-
-__all__ = [
-    "IGNORED",
-    "adamw_step",
-    "add_rms_norm",
-    "attention",
-    "attention_step",
-    "causal_conv_silu",
-    "describe",
-    "gated_delta",
-    "gated_delta_step",
-    "gated_linear",
-    "gated_linear_step",
-    "geglu",
-    "grad_norm",
-    "grouped_linear",
-    "highest",
-    "linear",
-    "linear_cross_entropy",
-    "logits",
-    "pack",
-    "qk_norm_rope",
-    "rms_norm",
-    "rms_norm_gated",
-    "rope",
-    "short_conv",
-    "short_conv_step",
-    "swiglu",
-    "token_log_probs",
-]

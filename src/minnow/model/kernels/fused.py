@@ -135,67 +135,35 @@ def geglu(gate_up: Tensor) -> Tensor:
     return _Gated.apply(gate_up, "geglu")
 
 
-def document_starts(documents: Tensor) -> Tensor:
+def _starts(documents: Tensor | None) -> Tensor | None:
+    """As :func:`reference.document_starts`."""
+    if documents is None:
+        return None
     ids = documents.to(torch.int32).contiguous()
     starts = torch.empty_like(ids)
     library().document_starts(*ids.shape, ids.data_ptr(), starts.data_ptr())
     return starts
 
 
-class _ShortConv(Function):
+class _Convolution(Function):
+    """``short_conv`` of ``x [B, T, 3D]``, or ``conv_silu`` of ``x [B, T, D]``, which may be a slice."""
+
     @staticmethod
-    def forward(ctx: Any, bcx: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
-        bcx = bcx.contiguous()
-        (batch, length), (width, taps) = bcx.shape[:2], weight.shape
+    def forward(ctx: Any, name: str, x: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
+        (batch, length), (width, taps) = x.shape[:2], weight.shape
+        gated = name == "short_conv"  # whose kernel takes no stride
+        x, step = _rows((x.contiguous() if gated else x)[:, :, None])
+        strides = [] if gated else [step]
         # The library wants one row per tap, the current token's first.
         plain = weight.detach().float().flip(1).t().contiguous()
-        out = bcx.new_empty((batch, length, width))
-        workers = threads(out.numel())
-        scratch = floats(workers * library().short_conv_scratch(width))
-        library().short_conv_forward(
-            workers, batch, length, width, taps, bcx.data_ptr(), plain.data_ptr(), pointer(starts), out.data_ptr(),
-            scratch.data_ptr(),
-        )  # fmt: skip
-        ctx.save_for_backward(bcx, plain, starts)
-        ctx.weight_dtype = weight.dtype
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        bcx, plain, starts = ctx.saved_tensors
-        (batch, length), (taps, width) = bcx.shape[:2], plain.shape
-        d_out = d_out.contiguous()
-        d_bcx, d_weight = torch.empty_like(bcx), torch.empty_like(plain)
-        workers = threads(d_out.numel())
-        partial = floats(library().short_conv_blocks(batch, length), taps, width)
-        scratch = floats(workers * library().short_conv_scratch(width))
-        library().short_conv_backward(
-            workers, batch, length, width, taps, bcx.data_ptr(), plain.data_ptr(), pointer(starts), d_out.data_ptr(),
-            d_bcx.data_ptr(), d_weight.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
-        )  # fmt: skip
-        return d_bcx, d_weight.t().flip(1).to(ctx.weight_dtype), None
-
-
-def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
-    return _ShortConv.apply(bcx, weight, None if documents is None else document_starts(documents))
-
-
-class _ConvSilu(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
-        x, stride = _rows(x[:, :, None])
-        (batch, length), (width, taps) = x.shape[:2], weight.shape
-        plain = weight.detach().float().flip(1).t().contiguous()  # one row per tap, the current token's first
         out = x.new_empty((batch, length, width))
-        workers = threads(out.numel())
-        scratch = floats(workers * library().conv_silu_scratch(width))
-        library().conv_silu_forward(
-            workers, batch, length, width, taps, stride, x.data_ptr(), plain.data_ptr(), pointer(starts),
+        workers, scratch = _convolution_scratch(name, out)
+        getattr(library(), f"{name}_forward")(
+            workers, batch, length, width, taps, *strides, x.data_ptr(), plain.data_ptr(), pointer(starts),
             out.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(x, plain, starts)
-        ctx.stride, ctx.weight_dtype = stride, weight.dtype
+        ctx.name, ctx.strides, ctx.weight_dtype = name, strides, weight.dtype
         return out
 
     @staticmethod
@@ -204,19 +172,27 @@ class _ConvSilu(Function):
         x, plain, starts = ctx.saved_tensors
         (batch, length), (taps, width) = x.shape[:2], plain.shape
         d_out = d_out.contiguous()
-        d_x, d_weight = torch.empty_like(d_out), torch.empty_like(plain)
-        workers = threads(d_out.numel())
+        d_x, d_weight = x.new_empty(batch, length, x.shape[3]), torch.empty_like(plain)
+        workers, scratch = _convolution_scratch(ctx.name, d_out)
         partial = floats(library().short_conv_blocks(batch, length), taps, width)
-        scratch = floats(workers * library().conv_silu_scratch(width))
-        library().conv_silu_backward(
-            workers, batch, length, width, taps, ctx.stride, x.data_ptr(), plain.data_ptr(), pointer(starts),
+        getattr(library(), f"{ctx.name}_backward")(
+            workers, batch, length, width, taps, *ctx.strides, x.data_ptr(), plain.data_ptr(), pointer(starts),
             d_out.data_ptr(), d_x.data_ptr(), d_weight.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
-        return d_x, d_weight.t().flip(1).to(ctx.weight_dtype), None
+        return None, d_x, d_weight.t().flip(1).to(ctx.weight_dtype), None
+
+
+def _convolution_scratch(name: str, out: Tensor) -> tuple[int, Tensor]:
+    workers = threads(out.numel())
+    return workers, floats(workers * getattr(library(), f"{name}_scratch")(out.shape[-1]))
+
+
+def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
+    return _Convolution.apply("short_conv", bcx, weight, _starts(documents))
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
-    return _ConvSilu.apply(x, weight, None if documents is None else document_starts(documents))
+    return _Convolution.apply("conv_silu", x, weight, _starts(documents))
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
@@ -309,8 +285,7 @@ def _delta_scratch(v: Tensor, key_width: int) -> tuple[int, Tensor]:
 def gated_delta(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, documents: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    starts = None if documents is None else document_starts(documents)
-    return _GatedDelta.apply(q, k, v, log_decay, strength, starts)
+    return _GatedDelta.apply(q, k, v, log_decay, strength, _starts(documents))
 
 
 class _NormRope(Function):
@@ -403,5 +378,4 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    starts = None if documents is None else document_starts(documents)
-    return _Attention.apply(q, k, v, starts, window or 0, q.shape[-1] ** -0.5 if scale is None else scale)
+    return _Attention.apply(q, k, v, _starts(documents), window or 0, q.shape[-1] ** -0.5 if scale is None else scale)

@@ -230,29 +230,15 @@ def grad_norm(grads: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def adamw_step(
-    masters: Sequence[Tensor],
-    shadows: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: Sequence[float],
-    step: int,
-    clip_scale: float,
-) -> None:
+def adamw(
+    master: Tensor, shadow: Tensor, grad: Tensor, mean: Tensor, square: Tensor, lr: float, betas: tuple[float, float],
+    eps: float, weight_decay: float, step: int, clip_scale: float,
+) -> None:  # fmt: skip
     first_beta, second_beta = betas
-    step_size = lr / (1 - first_beta**step)
-    root_correction = (1 - second_beta**step) ** 0.5
-    for master, shadow, grad, mean, square, decay in zip(
-        masters, shadows, grads, exp_avg, exp_avg_sq, weight_decay, strict=True
-    ):
-        wide = grad.to(master.dtype) * clip_scale
-        mean.mul_(first_beta).add_(wide, alpha=1 - first_beta)
-        square.mul_(second_beta).addcmul_(wide, wide, value=1 - second_beta)
-        master.mul_(1 - lr * decay)
-        master.addcdiv_(mean, square.sqrt() / root_correction + eps, value=-step_size)
-        if shadow is not master:
-            shadow.copy_(master)
+    wide = grad.to(master.dtype) * clip_scale
+    mean.mul_(first_beta).add_(wide, alpha=1 - first_beta)
+    square.mul_(second_beta).addcmul_(wide, wide, value=1 - second_beta)
+    root = square.sqrt() / (1 - second_beta**step) ** 0.5 + eps
+    master.mul_(1 - lr * weight_decay).addcdiv_(mean, root, value=-lr / (1 - first_beta**step))
+    if shadow is not master:
+        shadow.copy_(master)
