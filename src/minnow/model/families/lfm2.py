@@ -19,8 +19,16 @@ from minnow.model.config import (
     ShortConv,
 )
 from minnow.model.families import slots
-from minnow.model.families.reading import attentions, expect, only, refuse, write_rope
+from minnow.model.families.reading import attentions, common, expect, only, refuse, write_common, write_rope
 from minnow.model.families.slots import Slot
+
+_DEFAULTS = {
+    "max_position_embeddings": 128_000,
+    "norm_eps": 1e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 7,
+}
 
 
 def lfm2_config(
@@ -104,21 +112,14 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         layer_types = [ATTENTION if attention is None or i in attention else CONV for i in every]
     dense, routed = Dense(_dense_width(config)), _experts(config) if family == "lfm2_moe" else None
     plain = int(config.get("num_dense_layers", 2)) if routed else len(layer_types)
-    ids = {name: config.get(f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    eos = ids["eos"][0] if isinstance(ids["eos"], list) else ids["eos"]
+    said = {key: value for key, value in config.items() if value is not None}
     return ModelConfig(
         family,
-        int(config["vocab_size"]),
-        hidden,
-        tuple(
+        layers=tuple(
             LayerConfig(_mixer(kind, mixers), dense if i < plain or routed is None else routed)
             for i, kind in enumerate(layer_types)
         ),
-        norm_eps=float(config.get("norm_eps", 1e-5)),
-        max_positions=int(config.get("max_position_embeddings", 128_000)),
-        pad_id=0 if ids["pad"] is None else int(ids["pad"]),
-        bos_id=1 if ids["bos"] is None else int(ids["bos"]),
-        eos_id=7 if eos is None else int(eos),
+        **common(_DEFAULTS | said | {"tie_word_embeddings": True}, "norm_eps"),
     )
 
 
@@ -150,12 +151,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
     kernel = only(kernels, "convolution kernel", family)
     feed_forwards = [layer.feed_forward for layer in config.layers]
     width = only((f.width for f in feed_forwards if isinstance(f, Dense)), "feed-forward width", family)
-    theta = attention.rope.theta
-    written = {
-        "architectures": ["Lfm2ForCausalLM" if family == "lfm2" else "Lfm2MoeForCausalLM"],
-        "model_type": family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
+    architecture = "Lfm2ForCausalLM" if family == "lfm2" else "Lfm2MoeForCausalLM"
+    written = write_common(config, architecture, "norm_eps") | {
         "block_dim": config.hidden_size,
         "conv_dim": config.hidden_size,
         "conv_dim_out": config.hidden_size,
@@ -164,7 +161,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "block_auto_adjust_ff_dim": False,
         "block_multiple_of": 256,
         "block_ffn_dim_multiplier": 1.0,
-        "num_hidden_layers": config.num_layers,
         "num_attention_heads": attention.heads,
         "num_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
@@ -172,18 +168,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "full_attn_idxs": [i for i, kind in enumerate(config.layer_types) if kind == ATTENTION],
         "conv_L_cache": kernel,
         "conv_bias": False,
-        "norm_eps": config.norm_eps,
         "block_norm_eps": config.norm_eps,
-        "rope_theta": theta,
+        "rope_theta": attention.rope.theta,
         "rope_parameters": write_rope(attention.rope),
-        "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": True,
         "tie_embedding": True,
-        "pad_token_id": config.pad_id,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_id,
-        "use_cache": True,
-        "dtype": "float32",
     }
     return written if family == "lfm2" else written | _write_experts(config)
 
