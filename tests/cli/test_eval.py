@@ -156,7 +156,7 @@ def test_threads_are_those_measured_fastest(
     run: Run, tmp_path: Path, tiny_model: Backbone, words: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tiny_model, words, tmp_path / "model")
-    monkeypatch.setattr(precision, "_probe_seconds", lambda threads, rounds: abs(threads - 2))
+    monkeypatch.setattr(precision, "_probe_seconds", lambda threads: abs(threads - 2))
     before = torch.get_num_threads()
     try:
         for more, wanted in (((), min(2, len(os.sched_getaffinity(0)))), (("--threads", 1), 1)):

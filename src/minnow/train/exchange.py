@@ -20,8 +20,7 @@ def exchange(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Any
     Returns:
         ``[sum(received), ...]``, those of the first rank first.
     """
-    arrived: Tensor = _Exchange.apply(x, sent, received, group)
-    return arrived
+    return _Exchange.apply(x, sent, received, group)
 
 
 class _Exchange(Function):
@@ -47,14 +46,12 @@ def receive(anchor: Tensor, shape: Sequence[int], dtype: torch.dtype, source: in
     Args:
         anchor: any tensor that a gradient is wanted of, for the gradient of this to travel back.
     """
-    arrived: Tensor = _Receive.apply(anchor, shape, dtype, source, group)
-    return arrived
+    return _Receive.apply(anchor, shape, dtype, source, group)
 
 
 def send(x: Tensor, beside: Tensor, target: int, group: Any) -> Tensor:
     """Send ``x`` to the group's rank ``target``; gives ``beside``, through which the gradient of ``x`` comes back."""
-    kept: Tensor = _Send.apply(x, beside, target, group)
-    return kept
+    return _Send.apply(x, beside, target, group)
 
 
 class _Receive(Function):

@@ -303,8 +303,7 @@ class Trainer:
         if loss is None:  # out here the error no longer holds on to what was computed
             self.optimizer.discard_micro_batch()
             self._most_tokens = rows // 2 * length
-            parts = split_rows(batch, rows // 2) if rows > 1 else [batch]
-            if len(parts) == 1:
+            if len(self._fitting(batch)) == 1:
                 raise UserError(
                     f"the memory is not enough for {rows} row{'s' if rows > 1 else ''} of {length} tokens, the least "
                     "that goes through the model at once; use shorter rows or a smaller model"
@@ -316,8 +315,7 @@ class Trainer:
                     "run the same command again (torchrun --max-restarts 9 does so by itself)"
                 )
             say(f"out of memory: micro-batches of at most {rows // 2} rows from here on, with the same result")
-            for part in parts:
-                self._backward(part, sums)
+            self._backward(batch, sums)
             return
         self.optimizer.collect()
         sums.loss, sums.weight = sums.loss + float(loss.total.detach()), sums.weight + loss.weight

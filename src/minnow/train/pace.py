@@ -76,13 +76,11 @@ class Pace:
 
     def compare(self, ranks: Ranks, device: str) -> None:
         """Name the ranks that have become slow; all ranks call it."""
-        if ranks.count == 1:
-            return
         now = time.perf_counter()
-        laps = ranks.everyone(Lap(platform.node(), work_seconds(device, rounds=3), self._reading, now - self._since))
-        if laps[0].seconds < PERIOD:
+        if ranks.count == 1 or ranks.from_first(now - self._since < PERIOD):
             return
-        slow = stragglers(laps)
+        lap = Lap(platform.node(), work_seconds(device, rounds=3), self._reading, now - self._since)
+        slow = stragglers(ranks.everyone(lap))
         for rank in slow.keys() - self._named:
             say(slow[rank])
         self._reading, self._since, self._named = 0.0, now, set(slow)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 
 import torch
+
+from minnow.machine import usable_cores
 
 
 def compute_dtype() -> torch.dtype:
@@ -80,22 +81,19 @@ def work_seconds(device: str, rounds: int) -> float:
     return sorted(found)[rounds // 2]
 
 
-def _probe_seconds(threads: int, rounds: int) -> float:
+def _probe_seconds(threads: int) -> float:
     torch.set_num_threads(threads)
-    return work_seconds("cpu", rounds)
+    return work_seconds("cpu", rounds=15)
 
 
-def choose_threads(wanted: int | None = None, rounds: int = 15, processes: int = 1) -> int:
+def choose_threads(wanted: int | None = None, processes: int = 1) -> int:
     """Set and return torch's thread count: ``wanted``, or the fastest of 1, 2, 4, … by measurement.
 
-    ``processes`` that share the machine get a share of the cores each. On a shared machine two threads can be ten times slower than one, so the count is measured, never assumed.
+    ``processes`` that share the machine get a share of the cores each. On a shared machine two threads can be ten times
+    slower than one, so the count is measured, never assumed.
     """
-    if wanted is not None:
-        torch.set_num_threads(wanted)
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    cores = max(1, cores // processes)
-    counts = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
-    best = min(counts, key=lambda count: _probe_seconds(count, rounds))
-    torch.set_num_threads(best)
-    return best
+    if wanted is None:
+        cores = max(1, usable_cores() // processes)
+        wanted = min(sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)}), key=_probe_seconds)
+    torch.set_num_threads(wanted)
+    return wanted

@@ -135,15 +135,13 @@ class Sharded(Whole):
         ]
 
     def local(self, parameter: Any) -> Tensor:
-        part: Tensor = parameter.to_local().detach()
-        return part
+        return parameter.to_local().detach()
 
     def part(self, index: int, theirs: Any) -> Tensor:
         if hasattr(theirs, "placements"):
             return self.local(theirs)
         first, last = self._rows(index, self.rank)
-        part: Tensor = theirs[first:last]
-        return part
+        return theirs[first:last]
 
     def norm(self, here: float) -> float:
         total = torch.tensor([here**2], dtype=torch.float64)
@@ -205,8 +203,7 @@ class Sharded(Whole):
                 yield block.index, slice(part.start + shift, part.stop + shift), piece
 
     def whole(self, index: int, here: Tensor) -> Tensor:
-        everything: Tensor = self.tagged(index, here).full_tensor()  # type: ignore[attr-defined]
-        return everything
+        return self.tagged(index, here).full_tensor()  # type: ignore[attr-defined]
 
     def tagged(self, index: int, here: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor

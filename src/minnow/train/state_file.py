@@ -114,8 +114,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not sealed(path):
         raise ValueError("its checksum is wrong")
-    loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    return loaded
+    return torch.load(path, weights_only=True)
 
 
 def _copy(value: Any) -> Any:

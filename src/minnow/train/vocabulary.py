@@ -58,8 +58,7 @@ def summed(function: LogitSums, hidden: Tensor, head: Tensor, *others: Tensor, s
     Returns:
         ``[m]``; gradients flow from the first element alone.
     """
-    total: Tensor = _Summed.apply(function, softcap, hidden, head, *others)
-    return total
+    return _Summed.apply(function, softcap, hidden, head, *others)
 
 
 def positions_at_once(vocabulary: int, device: torch.device) -> int:
