@@ -80,7 +80,8 @@ def test_a_wrong_override_is_one_sentence(recipe_file: Callable[..., Path], over
         (b"a: [1\nb: 2\n", "is not valid YAML in line 2"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"name: x\nstages: {count: }\n", "model is missing"),
-        (b"name: x\nstages: [count]\nmodel: {}\n", "model.hidden_size is missing"),
+        (b"name: x\nstages: [count]\n", "stages: expected a mapping"),
+        (b"name: x\nstages: {count: }\nmodel: {}\n", "model.hidden_size is missing"),
         (b"name: x\n1: y\n", "1: unknown key"),
     ],
 )

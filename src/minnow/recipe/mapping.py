@@ -63,7 +63,7 @@ def from_mapping(cls: type[T], mapping: Any, path: str = "") -> T:
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """``value`` as the annotated type ``kind``.
+    """``value`` as the annotated type ``kind``; a dataclass that is there already stays.
 
     Raises:
         UserError: the value does not fit; the sentence names the key, what was expected and the value.
@@ -81,7 +81,7 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (list, tuple, dict):
         return _convert_container(kind, value, path)
     if dataclasses.is_dataclass(kind):
-        return from_mapping(kind, value, path)  # type: ignore[arg-type]
+        return value if type(value) is kind else from_mapping(kind, value, path)  # type: ignore[arg-type]
     return _convert_plain(kind, value, path)
 
 

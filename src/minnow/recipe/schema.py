@@ -192,27 +192,37 @@ class StageSpec:
         return all(hasattr(self.settings, name) for name in ("training", "rows", "row_length"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe, resolved.
+    """A whole recipe, resolved: the top level of the YAML file.
 
     Attributes:
-        model: of a model that is made here; None where a ``checkpoint`` is there already.
-        checkpoint: its folder, or ``hf://OWNER/NAME`` on the Hugging Face hub.
         threads: None where torch may choose.
         track: None where nothing but the run folder is to hold the metrics.
+        checkpoint: of a model that is there already: its folder, or ``hf://OWNER/NAME`` on the Hugging Face hub.
+        model: of a model that is made here; None where a ``checkpoint`` is there.
     """
 
     name: str
-    seed: int
-    data: DataSettings
-    model: ModelSettings | None
-    stages: dict[str, StageSpec]
-    run_folder: Path
+    seed: int = 0
     threads: int | None = None
-    checkpoint: str | None = None
     track: TrackerName | None = None
     parallel: Parallel = field(default_factory=Parallel)
+    run_folder: Path
+    data: DataSettings = field(default_factory=DataSettings)
+    checkpoint: str | None = None
+    model: ModelSettings | None = None
+    stages: dict[str, StageSpec]
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be at least 1")
+        if not self.stages:
+            raise UserError("stages is empty; list at least one stage")
 
     @property
     def shape(self) -> ModelSettings:
@@ -227,44 +237,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe with every default written out, in the form that :func:`parse_recipe` reads."""
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "threads": self.threads,
-            "track": self.track,
-            "parallel": to_plain(self.parallel),
-            "run_folder": str(self.run_folder),
-            "data": to_plain(self.data),
-            "checkpoint": self.checkpoint,
-            "model": to_plain(self.model),
-            "stages": {spec.name: {"kind": spec.kind, **to_plain(spec.settings)} for spec in self.stages.values()},
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Document:
-    """The top level of the YAML file."""
-
-    name: str
-    model: ModelSettings | None = None
-    checkpoint: str | None = None
-    stages: dict[str, Any]
-    seed: int = 0
-    data: DataSettings = field(default_factory=DataSettings)
-    threads: int | None = None
-    track: TrackerName | None = None
-    parallel: Parallel = field(default_factory=Parallel)
-    run_folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, - and _")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must be 0 or more")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads is {self.threads}; it must be at least 1")
-        if not self.stages:
-            raise UserError("stages is empty; list at least one stage")
+        stages = {spec.name: {"kind": spec.kind, **to_plain(spec.settings)} for spec in self.stages.values()}
+        return to_plain(self) | {"stages": stages}
 
 
 class _Loader(yaml.SafeLoader):
@@ -359,19 +333,18 @@ def parse_recipe(document: Mapping[str, Any], kinds: Mapping[str, StageKind]) ->
     Raises:
         UserError: an unknown key or kind, a wrong type, or a stage that reads one which is not before it.
     """
-    top = from_mapping(_Document, document)
-    for key, path in top.data.paths().items():
+    stages = convert(dict[str, Any], document.get("stages") or {}, "stages")
+    specs: dict[str, StageSpec] = {}
+    for name, raw in stages.items():
+        specs[name] = _parse_stage(name, raw, list(specs), list(stages), kinds)
+    run_folder = document.get("run_folder") or Path("runs") / str(document.get("name"))
+    recipe = from_mapping(Recipe, {**document, "run_folder": run_folder, "stages": specs})
+    for key, path in recipe.data.paths().items():
         if not is_url(path) and not has_magic(path) and not Path(path).exists():
             raise UserError(f"{key}: {path} does not exist; check the path or give another with --set")
-    specs: dict[str, StageSpec] = {}
-    for name, raw in top.stages.items():
-        specs[name] = _parse_stage(name, raw, list(specs), list(top.stages), kinds)
-    if top.model is None and all(spec.kind != "checkpoint" for spec in specs.values()):
+    if recipe.model is None and all(spec.kind != "checkpoint" for spec in specs.values()):
         raise UserError("model is missing; write the shape of the model, or begin with a stage of kind checkpoint")
-    run_folder = top.run_folder or Path("runs") / top.name
-    return Recipe(
-        top.name, top.seed, top.data, top.model, specs, run_folder, top.threads, top.checkpoint, top.track, top.parallel
-    )
+    return recipe
 
 
 def _parse_stage(

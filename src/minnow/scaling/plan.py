@@ -303,24 +303,13 @@ def _choice(rule: str, law: Law, params: float, tokens: float, budget: Budget, w
 
 
 def lowest(cost: Callable[[float], float], low: float, high: float) -> float:
-    """Where ``cost`` is least between two sizes: a coarse line first, for infinite stretches, then golden section."""
-    line = np.linspace(math.log(low), math.log(high), 400)
-    values = [cost(math.exp(at)) for at in line]
-    best = int(np.argmin(values))
-    a, b = line[max(0, best - 1)], line[min(len(line) - 1, best + 1)]
-    golden = (math.sqrt(5) - 1) / 2
-    c, d = b - golden * (b - a), a + golden * (b - a)
-    at_c, at_d = cost(math.exp(c)), cost(math.exp(d))
-    for _ in range(80):
-        if at_c <= at_d:
-            b, d, at_d = d, c, at_c
-            c = b - golden * (b - a)
-            at_c = cost(math.exp(c))
-        else:
-            a, c, at_c = c, d, at_d
-            d = a + golden * (b - a)
-            at_d = cost(math.exp(d))
-    return math.exp((a + b) / 2)
+    """Where ``cost``, which falls and then rises and may be infinite at first, is least between two sizes."""
+    low, high = math.log(low), math.log(high)
+    for points in (400, *8 * (25,)):  # a line over all of it, then ever finer ones around the least
+        line = np.linspace(low, high, points)
+        best = int(np.argmin([cost(math.exp(at)) for at in line]))
+        low, high = line[max(0, best - 1)], line[min(points - 1, best + 1)]
+    return math.exp((low + high) / 2)
 
 
 def largest_model(

@@ -10,7 +10,7 @@ from pathlib import Path
 from minnow.files import write_text
 from minnow.recipe.report.device import device, lookup, reproduce
 from minnow.recipe.report.loops import loops
-from minnow.recipe.report.markup import Markup, join, raw, tag
+from minnow.recipe.report.markup import Markup, join, page, raw, tag
 from minnow.recipe.report.read import Run, load_run
 from minnow.recipe.report.scores import history, scores
 from minnow.recipe.report.section import Section
@@ -56,16 +56,6 @@ def render(run: Run) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{run.name} · Minnow run report"),
-        tag("style", raw(STYLE)),
-    )
     body = tag(
         "body",
         tag("div", headline(run), class_="wrap top"),
@@ -78,7 +68,7 @@ def render(run: Run) -> str:
         tag("footer", "Made by Minnow. One file; it loads nothing from the network.", class_="wrap"),
         tag("script", raw(SCRIPT)),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return page(f"{run.name} · Minnow run report", STYLE, body, policy)
 
 
 def _section(section: Section) -> Markup:

@@ -6,7 +6,7 @@ from typing import Any
 
 from minnow.device.card import MEMORY, NOISY, card_rows, peak_memory
 from minnow.recipe.report.figures import legend, stacked_bar, value_bars
-from minnow.recipe.report.markup import Markup, bytes_text, join, raw, significant, table, tag
+from minnow.recipe.report.markup import Markup, bytes_text, join, page, significant, table, tag
 from minnow.recipe.report.style import STYLE
 
 _COLOURS = {"weights": "mlp", "repacked": "sft", "state": "attention", "compute": "conv", "other": "norms",
@@ -16,15 +16,6 @@ _COLOURS = {"weights": "mlp", "repacked": "sft", "state": "attention", "compute"
 def device_page(profile: dict[str, Any]) -> str:
     """The whole page as text: speeds and memory as bars, then every figure."""
     files, machine = profile["files"], profile["machine"]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{machine['cpu']} · Minnow device card"),
-        tag("style", raw(STYLE)),
-    )
     memory = f" · {machine['memory_bytes'] / 2**30:.1f} GiB" if machine.get("memory_bytes") else ""
     top = tag(
         "div",
@@ -50,7 +41,7 @@ def device_page(profile: dict[str, Any]) -> str:
         ),
     ]
     body = tag("body", top, tag("main", sections, class_="wrap"), tag("footer", "Made by Minnow.", class_="wrap"))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return page(f"{machine['cpu']} · Minnow device card", STYLE, body)
 
 
 def _flag(file: dict[str, Any]) -> Markup | None:

@@ -89,10 +89,6 @@ def share_scale(rates: Sequence[float]) -> Scale:
     return Scale(low / 10, high / 10)
 
 
-def _text(label: str, **attributes: Any) -> Markup:
-    return tag("text", label, **attributes)
-
-
 def line_plot(
     series: Sequence[Series],
     x: Scale,
@@ -110,16 +106,16 @@ def line_plot(
     for tick in y.ticks(5):
         at = _p(100 - y.at(tick))
         ink.append(tag("line", x1="0", x2="100%", y1=at, y2=at, class_="grid"))
-        ink.append(_text(y_format(tick), x="0", y=at, dx="-8", dy="4", class_="tick end"))
+        ink.append(tag("text", y_format(tick), x="0", y=at, dx="-8", dy="4", class_="tick end"))
     for tick in x.ticks(6):
         at = _p(x.at(tick))
         ink.append(tag("line", x1=at, x2=at, y1="100%", y2="100%", class_="grid"))
-        ink.append(_text(x_format(tick), x=at, y="100%", dy="18", class_="tick mid"))
+        ink.append(tag("text", x_format(tick), x=at, y="100%", dy="18", class_="tick mid"))
     for value, name in marks:
         place = x.at(value)
         ink.append(tag("line", x1=_p(place), x2=_p(place), y1="0", y2="100%", class_="mark"))
         side = "note end" if place > 80 else "note mid"
-        ink.append(_text(name, x=_p(place), y="0", dy="-5", class_=side))
+        ink.append(tag("text", name, x=_p(place), y="0", dy="-5", class_=side))
     for one in series:
         light = " light" if one.light else ""
         points = " ".join(f"{10 * x.at(px):.1f},{1000 - 10 * y.at(py):.1f}" for px, py, _ in one.points)
@@ -146,14 +142,7 @@ def _whisker(rate: dict[str, Any], colour: str, scale: Scale, y: str, tip: str) 
     low, high = _p(scale.at(rate["low"])), _p(scale.at(rate["high"]))
     return [
         tag("line", x1=low, x2=high, y1=y, y2=y, class_=f"whisker c-{colour}"),
-        tag(
-            "circle",
-            cx=_p(scale.at(rate["rate"])),
-            cy=y,
-            r="6",
-            class_=f"dot c-{colour}",
-            data_tip=tip,
-        ),
+        tag("circle", cx=_p(scale.at(rate["rate"])), cy=y, r="6", class_=f"dot c-{colour}", data_tip=tip),
     ]
 
 
@@ -173,10 +162,10 @@ def _rows(rows: Sequence[tuple[Markup, Markup | None, Markup]], scale: Scale) ->
         )
         for name, track, value in rows
     ]
-    axis = [
-        _text(tick_percent(t), x=_p(scale.at(t)), y="12", class_="tick " + ("mid" if 0 < t < 1 else "end" if t else ""))
-        for t in ticks
-    ]
+    axis = []
+    for tick in ticks:
+        anchor = "mid" if 0 < tick < 1 else "end" if tick else ""
+        axis.append(tag("text", tick_percent(tick), x=_p(scale.at(tick)), y="12", class_=f"tick {anchor}"))
     foot = tag("div", tag("div"), tag("svg", axis, class_="axis", aria_hidden="true"), tag("div"), class_="row foot")
     return tag("div", body, foot, class_="rows near")
 
@@ -215,22 +204,17 @@ def pair_rows(rows: Sequence[tuple[str, Sequence[tuple[str, str, dict[str, Any]]
     return _rows(drawn, scale)
 
 
+def _bar(width: float, kind: str, tip: str | None = None) -> Markup:
+    return tag("rect", x="0", y="22%", width=_p(width), height="56%", rx="3", class_=kind, data_tip=tip)
+
+
 def bar_rows(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> Markup:
     """Bars from zero with the interval drawn over the end of each."""
     drawn: list[tuple[Markup, Markup | None, Markup]] = []
     for name, colour, rate in rows:
         low, high = _p(SHARE.at(rate["low"])), _p(SHARE.at(rate["high"]))
         ink = [
-            tag(
-                "rect",
-                x="0",
-                y="22%",
-                width=_p(SHARE.at(rate["rate"])),
-                height="56%",
-                rx="3",
-                class_=f"bar c-{colour}",
-                data_tip=_rate_tip(name, rate),
-            ),
+            _bar(SHARE.at(rate["rate"]), f"bar c-{colour}", _rate_tip(name, rate)),
             tag("line", x1=low, x2=high, y1="50%", y2="50%", class_="over"),
             tag("line", x1=low, x2=low, y1="38%", y2="62%", class_="over"),
             tag("line", x1=high, x2=high, y1="38%", y2="62%", class_="over"),
@@ -250,17 +234,8 @@ def value_bars(rows: Sequence[tuple[str, float, str]], colour: str) -> Markup:
                 tag("div", name, class_="rname"),
                 tag(
                     "svg",
-                    tag("rect", x="0", y="22%", width="100%", height="56%", rx="3", class_="rail"),
-                    tag(
-                        "rect",
-                        x="0",
-                        y="22%",
-                        width=_p(max(100 * amount / most, 0.6)),
-                        height="56%",
-                        rx="3",
-                        class_=f"bar c-{colour}",
-                        data_tip=f"{name}: {written}",
-                    ),
+                    _bar(100, "rail"),
+                    _bar(max(100 * amount / most, 0.6), f"bar c-{colour}", f"{name}: {written}"),
                     class_="track",
                     aria_hidden="true",
                 ),
@@ -278,27 +253,11 @@ def stacked_bar(parts: Sequence[tuple[str, str, float, str]], label: str) -> Mar
     ink: list[Markup] = []
     left = 0.0
     for _, colour, share, tip in parts:
-        ink.append(
-            tag(
-                "rect",
-                x=_p(100 * left),
-                y="0",
-                width=_p(100 * share),
-                height="100%",
-                class_=f"seg c-{colour}",
-                data_tip=tip,
-            )
-        )
+        place = {"x": _p(100 * left), "y": "0", "width": _p(100 * share), "height": "100%"}
+        ink.append(tag("rect", **place, class_=f"seg c-{colour}", data_tip=tip))
         if share >= 0.1:
-            ink.append(
-                _text(
-                    f"{share:.1%}" if share >= 0.16 else f"{share:.0%}",
-                    x=_p(100 * (left + share / 2)),
-                    y="50%",
-                    dy="5",
-                    class_=f"seglabel on-{colour} mid",
-                )
-            )
+            written, middle = f"{share:.1%}" if share >= 0.16 else f"{share:.0%}", _p(100 * (left + share / 2))
+            ink.append(tag("text", written, x=middle, y="50%", dy="5", class_=f"seglabel on-{colour} mid"))
         left += share
     return tag("svg", ink, class_="stack", role="img", aria_label=label)
 
@@ -311,7 +270,7 @@ def slope(points: Sequence[tuple[str, str, dict[str, Any]]], label: str) -> Mark
     for tick in scale.ticks(4):
         at = _p(100 - scale.at(tick))
         ink.append(tag("line", x1="0", x2="100%", y1=at, y2=at, class_="grid"))
-        ink.append(_text(tick_percent(tick), x="0", y=at, dx="-6", dy="4", class_="tick end"))
+        ink.append(tag("text", tick_percent(tick), x="0", y=at, dx="-6", dy="4", class_="tick end"))
     places = [(place + 0.5) * width for place in range(len(points))]
     line = " ".join(
         f"{10 * p:.1f},{1000 - 10 * scale.at(r['rate']):.1f}" for p, (_, _, r) in zip(places, points, strict=True)
@@ -324,7 +283,7 @@ def slope(points: Sequence[tuple[str, str, dict[str, Any]]], label: str) -> Mark
         ink.append(
             tag("circle", cx=_p(place), cy=middle, r="5", class_=f"dot c-{colour}", data_tip=_rate_tip(stage, rate))
         )
-        ink.append(_text(stage, x=_p(place), y="100%", dy="18", class_="tick mid stage"))
+        ink.append(tag("text", stage, x=_p(place), y="100%", dy="18", class_="tick mid stage"))
     return tag("div", tag("svg", ink, role="img", aria_label=label), class_="plot small near", style="height:140px")
 
 

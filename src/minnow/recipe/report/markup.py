@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 _VOID = {"meta", "link", "br", "line", "rect", "circle", "polyline", "polygon", "path"}
 
@@ -44,6 +44,21 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     return Markup(f"<{name}{written}>{join(*children)}</{name}>")
 
 
+def page(title: str, style: str, body: Markup, policy: str | None = None) -> str:
+    """A whole document that loads nothing; ``policy`` is its Content-Security-Policy."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        None if policy is None else tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", raw(style)),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
 def table(
     headers: Sequence[Any], rows: Sequence[Sequence[Any]], label: str, text_columns: Sequence[int] = (0,)
 ) -> Markup:
@@ -72,15 +87,14 @@ def folded(summary: str, *children: Any) -> Markup:
     return tag("details", tag("summary", summary), *children)
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def percent(value: float | None) -> str:
     """0.312 → ``31.2%``; whole 0 and 100 without decimals; below 0.1% with two."""
-    if _missing(value):
+    if not _known(value):
         return "–"
-    assert value is not None
     if value in (0, 1):
         return f"{value:.0%}"
     return f"{value:.2%}" if abs(value) < 0.001 else f"{value:.1%}"
@@ -89,7 +103,7 @@ def percent(value: float | None) -> str:
 def interval(rate: dict[str, Any]) -> str:
     """The 95% interval of a rate: ``27.3–35.4%``."""
     low, high = rate.get("low"), rate.get("high")
-    if _missing(low) or _missing(high):
+    if not (_known(low) and _known(high)):
         return "–"
     return f"{percent(low).removesuffix('%')}–{percent(high)}"
 
@@ -101,14 +115,13 @@ def counted(rate: dict[str, Any]) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """Fixed decimals with thousands separators; a dash for a missing value."""
-    return "–" if _missing(value) else f"{value:,.{digits}f}"
+    return f"{value:,.{digits}f}" if _known(value) else "–"
 
 
 def significant(value: float | None) -> str:
     """Three significant digits without an exponent: ``1,240``, ``38.4``, ``0.0123``."""
-    if _missing(value):
+    if not _known(value):
         return "–"
-    assert value is not None
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -117,9 +130,8 @@ def significant(value: float | None) -> str:
 
 def compact(value: float | None) -> str:
     """1,234,567 → ``1.23M``."""
-    if _missing(value):
+    if not _known(value):
         return "–"
-    assert value is not None
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= size:
             return significant(value / size) + suffix
@@ -128,9 +140,8 @@ def compact(value: float | None) -> str:
 
 def bytes_text(value: float | None) -> str:
     """Decimal units, as file managers print them: ``1.24 MB``."""
-    if _missing(value):
+    if not _known(value):
         return "–"
-    assert value is not None
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= size:
             return f"{significant(value / size)} {unit}"
@@ -139,9 +150,8 @@ def bytes_text(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """``42 s``, ``4.0 min``, ``1.5 h``."""
-    if _missing(seconds):
+    if not _known(seconds):
         return "–"
-    assert seconds is not None
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
 """The stage kinds, registered by name when this package is imported."""
 
-from minnow.recipe.stages import (
+from minnow.recipe.stages import (  # noqa: F401
     alignment,
     chats,
     distilling,
@@ -15,19 +15,3 @@ from minnow.recipe.stages import (
     shipping,
     training,
 )
-
-__all__ = [
-    "alignment",
-    "chats",
-    "distilling",
-    "given",
-    "ladder",
-    "measuring",
-    "merging",
-    "on_policy",
-    "pairing",
-    "quantising",
-    "searching",
-    "shipping",
-    "training",
-]
