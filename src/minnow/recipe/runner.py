@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -202,32 +201,25 @@ def _context(recipe: Recipe, spec: StageSpec, metrics: Metrics, ranks: Ranks) ->
     )
 
 
+@dataclass
 class _Run:
     """One pass over a recipe's stages and its record on disk."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        kinds: Mapping[str, StageKind],
-        chosen: set[str],
-        received: list[int],
-        restarted: bool,
-        ranks: Ranks,
-    ) -> None:
-        self.recipe = recipe
-        self.ranks = ranks
-        self.kinds = kinds
-        self.chosen = chosen
-        self.received = received
-        self.restarted = restarted
-        self.folder = recipe.run_folder
+    recipe: Recipe
+    kinds: Mapping[str, StageKind]
+    chosen: set[str]
+    received: list[int]
+    restarted: bool
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        self.folder = self.recipe.run_folder
         self.finished: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, dict[str, Any]] = {
             name: {"stage": name, "kind": spec.kind, "status": "waiting", "seconds": None, "peak_rss_bytes": None}
-            for name, spec in recipe.stages.items()
+            for name, spec in self.recipe.stages.items()
         }
-        self.started = datetime.now(UTC)
-        self.clock = time.monotonic()
+        self.started, self.clock = datetime.now(UTC), time.monotonic()
 
     def all_stages(self) -> dict[str, Any]:
         record = {"recipe": self.recipe.as_dict(), "versions": dict(versions()), "machine": machine()}
@@ -308,6 +300,7 @@ class _Run:
             self._write_summary(status)
 
     def _write_summary(self, status: str) -> dict[str, Any]:
+        report = self.folder / "report.html"
         summary = {
             "name": self.recipe.name,
             "run_folder": str(self.folder),
@@ -317,13 +310,7 @@ class _Run:
             "seconds": round(time.monotonic() - self.clock, 3),
             "peak_rss_bytes": peak_rss_bytes(),
             "stages": list(self.rows.values()),
-            "report": report_path(self.folder),
+            "report": str(report) if report.exists() else None,
         }
         write_json(self.folder / "summary.json", summary)
         return summary
-
-
-def report_path(run_folder: Path) -> str | None:
-    """Where the run's report is; None when there is none."""
-    report = run_folder / "report.html"
-    return str(report) if report.exists() else None

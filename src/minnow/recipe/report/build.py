@@ -10,7 +10,7 @@ from pathlib import Path
 from minnow.files import write_text
 from minnow.recipe.report.device import device, lookup, reproduce
 from minnow.recipe.report.loops import loops
-from minnow.recipe.report.markup import Markup, join, page, raw, tag
+from minnow.recipe.report.markup import page, raw, tag
 from minnow.recipe.report.read import Run, load_run
 from minnow.recipe.report.scores import history, scores
 from minnow.recipe.report.section import Section
@@ -56,6 +56,10 @@ def render(run: Run) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+    written = [
+        tag("section", tag("h2", s.title), tag("p", s.takeaway, class_="takeaway"), s.body, id=s.anchor)
+        for s in sections
+    ]
     body = tag(
         "body",
         tag("div", headline(run), class_="wrap top"),
@@ -64,16 +68,8 @@ def render(run: Run) -> str:
             tag("div", [tag("a", s.short, href=f"#{s.anchor}") for s in sections], class_="wrap"),
             aria_label="Sections",
         ),
-        tag("main", [_section(section) for section in sections], class_="wrap"),
+        tag("main", written, class_="wrap"),
         tag("footer", "Made by Minnow. One file; it loads nothing from the network.", class_="wrap"),
         tag("script", raw(SCRIPT)),
     )
     return page(f"{run.name} · Minnow run report", STYLE, body, policy)
-
-
-def _section(section: Section) -> Markup:
-    return tag(
-        "section",
-        join(tag("h2", section.title), tag("p", section.takeaway, class_="takeaway"), section.body),
-        id=section.anchor,
-    )

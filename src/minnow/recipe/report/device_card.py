@@ -25,7 +25,8 @@ def device_page(profile: dict[str, Any]) -> str:
         class_="wrap top",
     )
     rows = [[name, *cells] for name, cells in card_rows(files)]
-    headers = ["", *[join(file["file"], " ", _flag(file)) for file in files]]
+    flag = tag("span", "noisy", class_="flag")
+    headers = ["", *[join(file["file"], " ", flag if file["noisy"] else None) for file in files]]
     builds = [tag("p", f"{file}", class_="muted") for file in dict.fromkeys(_build(file) for file in files)]
     noisy = tag("p", "Read the times of files marked noisy as upper bounds: ", NOISY.removeprefix("noisy: "))
     sections = [
@@ -42,10 +43,6 @@ def device_page(profile: dict[str, Any]) -> str:
     ]
     body = tag("body", top, tag("main", sections, class_="wrap"), tag("footer", "Made by Minnow.", class_="wrap"))
     return page(f"{machine['cpu']} · Minnow device card", STYLE, body)
-
-
-def _flag(file: dict[str, Any]) -> Markup | None:
-    return tag("span", "noisy", class_="flag") if file["noisy"] else None
 
 
 def _build(file: dict[str, Any]) -> str:

@@ -32,21 +32,19 @@ def stage_colour(stage: str) -> str:
     return STAGE_COLOURS.get(stage, "merge")
 
 
-def greedy_loops(measure: dict[str, Any]) -> dict[str, Any] | None:
-    """The loop measurement at the lowest temperature, at its largest token budget."""
-    loops = [entry for entry in measure.get("loops") or [] if entry["total"]]
-    return min(loops, key=lambda entry: (entry["temperature"], -entry["max_new_tokens"]), default=None)
-
-
 def temperature_text(temperature: float) -> str:
     """``greedy`` for 0, else ``T = 0.7``."""
     return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
 def loop_stages(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """``(stage, greedy loop rate)`` of every measured checkpoint that has one."""
-    found = [(measure["stage"], greedy_loops(measure)) for measure in run.measures()]
-    return [(stage, rate) for stage, rate in found if rate is not None]
+    """``(stage, loop rate)`` of every measured checkpoint at its lowest temperature and largest token budget."""
+    measured = [(each["stage"], [one for one in each.get("loops") or [] if one["total"]]) for each in run.measures()]
+    return [
+        (stage, min(loops, key=lambda one: (one["temperature"], -one["max_new_tokens"])))
+        for stage, loops in measured
+        if loops
+    ]
 
 
 def after_sft(stages: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -178,7 +178,15 @@ def parameters(run: Run) -> Section | None:
             "div",
             tag("div", tag("b", name), tag("span", f"{compact(total)} parameters", class_="muted"), class_="barhead"),
             stacked_bar(
-                [(part, key, share[key], f"{name}: {part}\n{_part_text(share[key], total)}") for key, part in used],
+                [
+                    (
+                        part,
+                        key,
+                        share[key],
+                        f"{name}: {part}\n{share[key]:.1%} · {compact(share[key] * total)} parameters",
+                    )
+                    for key, part in used
+                ],
                 f"{name}: " + ", ".join(f"{part} {share[key]:.1%}" for key, part in used),
             ),
             class_="stackrow",
@@ -210,10 +218,6 @@ def _whole_text(model: Reference) -> str:
         f" {model.name} is the text model alone; divided by the whole checkpoint of {model.checkpoint:,} parameters, "
         f"its embedding share is {share:.1%}."
     )
-
-
-def _part_text(share: float, total: float) -> str:
-    return f"{share:.1%} · {compact(share * total)} parameters"
 
 
 def loss(run: Run) -> Section | None:

@@ -11,13 +11,12 @@ from minnow.data.loader import Loader
 from minnow.data.rows import Batch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
-from minnow.model.checkpoint import load_checkpoint, weights_digest
+from minnow.model.checkpoint import weights_digest
 from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage
-from minnow.recipe.stages.sources import CHECKPOINT
+from minnow.recipe.stages.sources import CHECKPOINT, frozen_teacher
 from minnow.recipe.stages.training import TextTrainingSettings, train_on_text
 from minnow.train.distillation import Distillation, DistillationSettings, TeacherCache
-from minnow.train.precision import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,17 @@ class DistilSettings(TextTrainingSettings):
 def distil(context: StageContext[DistilSettings]) -> dict[str, Any]:
     """Train from random weights on the text and on what a teacher expects of it."""
     settings = context.settings
-    teacher, known = load_checkpoint(settings.teacher)
-    words = context.output(settings.tokenizer, CHECKPOINT)
-    if known.digest != Tokenizer.load(words).digest:
-        raise UserError(
-            f"{settings.teacher} has another tokenizer than {words}; a teacher's answers are token ids: train it with "
-            "the same tokenizer"
-        )
+    words = Tokenizer.load(context.output(settings.tokenizer, CHECKPOINT))
+    teacher = frozen_teacher(settings.teacher, words)
     if not settings.cached and context.ranks.parallel.context > 1:
         raise UserError("a live teacher would read parts of rows; set cached: true or leave parallel.context out")
-    teacher.to(compute_dtype()).eval().requires_grad_(False)
     objective = Distillation(settings.distillation, None if settings.cached else teacher)
 
     def prepare(loader: Loader) -> Callable[[Batch], Batch]:
         if not settings.cached:
             return lambda batch: batch
         folder, k = context.state / "teacher", settings.distillation.k
-        digest = f"{weights_digest(settings.teacher)} {known.digest} {k} {len(loader)} {loader.length}"
+        digest = f"{weights_digest(settings.teacher)} {words.digest} {k} {len(loader)} {loader.length}"
 
         def cache() -> TeacherCache:
             if folder.exists():

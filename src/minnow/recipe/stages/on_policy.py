@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from minnow.data.rows import Batch
-from minnow.errors import UserError
 from minnow.evaluate.measure import answer
 from minnow.model.checkpoint import load_checkpoint
 from minnow.posttrain.pairs import cut_loop
@@ -16,12 +15,11 @@ from minnow.recipe.context import StageContext
 from minnow.recipe.registry import stage, stage_input
 from minnow.recipe.stages.alignment import GateSettings, gentle, post_train
 from minnow.recipe.stages.prompts import prompts_of
-from minnow.recipe.stages.sources import CHECKPOINT
+from minnow.recipe.stages.sources import CHECKPOINT, frozen_teacher
 from minnow.rollout import Sampling, TorchEngine
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import pack_sequences, split_rows
 from minnow.train.on_policy import OnPolicyDistillation, OnPolicySettings
-from minnow.train.precision import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,7 @@ def on_policy(context: StageContext[OnPolicyStageSettings]) -> dict[str, Any]:
     """Sample the student, and train each of its tokens towards what the teacher expects there."""
     settings = context.settings
     model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
-    teacher, known = load_checkpoint(settings.teacher)
-    if known.digest != words.digest:
-        raise UserError(
-            f"{settings.teacher} has another tokenizer than the student, so its answers are other ids; choose a teacher of "
-            "the same family"
-        )
-    teacher.to(compute_dtype()).eval().requires_grad_(False)
+    teacher = frozen_teacher(settings.teacher, words)
     prompts = prompts_of(context.recipe)
     asked = prompts.to_explore(settings.training.steps, settings.prompts, settings.loop_share, settings.gate.first)
 

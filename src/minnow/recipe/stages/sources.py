@@ -54,6 +54,21 @@ def engine_of(checkpoint: Path, rows: int = 384) -> tuple[TorchEngine, LanguageM
     return TorchEngine(model, tokenizer, rows), model, tokenizer
 
 
+def frozen_teacher(checkpoint: Path, words: Tokenizer) -> LanguageModel:
+    """A model to learn from, in the machine's fast type.
+
+    Raises:
+        UserError: its tokenizer is another one than the student's ``words``.
+    """
+    model, known = load_checkpoint(checkpoint)
+    if known.digest != words.digest:
+        raise UserError(
+            f"{checkpoint} has another tokenizer than the student, so its answers are other ids; choose a teacher of the "
+            "same family, or train one with the same tokenizer"
+        )
+    return model.to(compute_dtype()).eval().requires_grad_(False)
+
+
 def check_tasks(names: Iterable[str]) -> None:
     """Raise UserError where the pocket world does not have a task."""
     for name in names:

@@ -240,17 +240,19 @@ def text_rows(
 @stage("pretrain", TextTrainingSettings, version=2, together=True)
 def pretrain(context: StageContext[TextTrainingSettings]) -> dict[str, Any]:
     """Next-token training from random weights or an earlier stage's."""
-    return train_on_text(context, next_token, lambda loader: lambda batch: batch)
+    return train_on_text(context, next_token)
 
 
-def train_on_text(
-    context: StageContext[Any], objective: Objective, prepare: Callable[[Loader], Callable[[Batch], Batch]]
-) -> dict[str, Any]:
-    """Train a new model, or an earlier stage's, on the recipe's text, measuring on held-out rows.
+Prepare = Callable[[Loader], Callable[[Batch], Batch]]
+"""From a loader to what makes an objective's batch of one of its batches."""
 
-    Args:
-        prepare: from the loader to what makes ``objective``'s batch of one of its batches.
-    """
+
+def _as_it_is(loader: Loader) -> Callable[[Batch], Batch]:
+    return lambda batch: batch
+
+
+def train_on_text(context: StageContext[Any], objective: Objective, prepare: Prepare = _as_it_is) -> dict[str, Any]:
+    """Train a new model, or an earlier stage's, on the recipe's text, measuring on held-out rows."""
     settings: TextTrainingSettings = context.settings
     model: LanguageModel
     if settings.checkpoint is None:
@@ -260,17 +262,6 @@ def train_on_text(
     else:
         model, words = load_checkpoint(context.output(settings.checkpoint, CHECKPOINT))
     loader, tokens, measured = text_rows(context, settings, words, context.seed)
-    say_what_runs_dry(loader.loader, loader.rows_before(settings.training.steps), context.name)
-    made = prepare(loader.loader)
-    trainer = Trainer(
-        model,
-        objective,
-        Prefetch(lambda step: [made(loader.batch(step, *context.ranks.data))]),
-        settled(context, settings.training, model, settings.rows * settings.row_length),
-        context.record,
-        context.state / "train.pt",
-        context.ranks,
-    )
 
     def measure(trainer: Trainer) -> dict[str, float]:
         numbers = held_out_loss(trainer.model, measured, words)
@@ -283,19 +274,42 @@ def train_on_text(
         count, length = settings.evaluate.prompts, settings.evaluate.prompt_tokens
         asked = openings(held_out, words, count, length, context.seed)
         checks[loop_look(settings.evaluate, words, asked)] = settings.evaluate.every
-    fit_machine(context.name, trainer, settings.rows, settings.row_length)
-    vitals = Vitals(model, settings.row_length, loader.epochs, [source.name for source in loader.loader.sources])
-    result = train_stage(context, trainer, words, *looks(checks), vitals)
+    trainer, result = _train_on_rows(context, model, words, loader, settings.training, checks, objective, prepare)
     averages = settings.training.optimizer.ema or settings.training.checkpoints.average
     if context.ranks.first and len(measured.tokens) and averages:
         averaged = load_model(context.folder / CHECKPOINT, compute_dtype())
         trainer.notes.update(held_out_loss(averaged, measured, words))
-    read = {
-        "corpus_tokens": tokens,
-        "epochs": loader.epochs(trainer.done_steps),
-        "sources": loader.loader.passes(loader.rows_before(trainer.done_steps)),
-    }
-    return result | read | trainer.notes
+    return result | {"corpus_tokens": tokens} | trainer.notes
+
+
+def _train_on_rows(
+    context: StageContext[Any],
+    model: LanguageModel,
+    words: Tokenizer,
+    loader: RampedLoader,
+    training: TrainSettings,
+    checks: dict[Look, int],
+    objective: Objective = next_token,
+    prepare: Prepare = _as_it_is,
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer of a stage with ``rows`` and ``row_length`` after its last step, and the stage's result."""
+    rows, length = context.settings.rows, context.settings.row_length
+    say_what_runs_dry(loader.loader, loader.rows_before(training.steps), context.name)
+    made = prepare(loader.loader)
+    trainer = Trainer(
+        model,
+        objective,
+        Prefetch(lambda step: [made(loader.batch(step, *context.ranks.data))]),
+        settled(context, training, model, rows * length),
+        context.record,
+        context.state / "train.pt",
+        context.ranks,
+    )
+    fit_machine(context.name, trainer, rows, length)
+    vitals = Vitals(model, length, loader.epochs, [source.name for source in loader.loader.sources])
+    result = train_stage(context, trainer, words, *looks(checks), vitals)
+    passes = loader.loader.passes(loader.rows_before(trainer.done_steps))
+    return trainer, result | {"epochs": loader.epochs(trainer.done_steps), "sources": passes}
 
 
 @dataclass(frozen=True)
@@ -342,24 +356,8 @@ def sft(context: StageContext[SftSettings]) -> dict[str, Any]:
     training = settings.training
     if settings.epochs is not None:
         training = replace(training, steps=max(1, round(settings.epochs * len(loader) / settings.rows)))
-    say_what_runs_dry(loader, training.steps * settings.rows, context.name)
-    trainer = Trainer(
-        model,
-        next_token,
-        Prefetch(lambda step: [loader.batch(step, *context.ranks.data)]),
-        settled(context, training, model, settings.rows * settings.row_length),
-        context.record,
-        context.state / "train.pt",
-        context.ranks,
-    )
     checks: dict[Look, int] = {}
     if settings.evaluate.every:
         asked = chat_prompts(prompts_of(context.recipe).to_gate(0, settings.evaluate.prompts, 0)[0], words)
         checks[loop_look(settings.evaluate, words, asked)] = settings.evaluate.every
-    fit_machine(context.name, trainer, settings.rows, settings.row_length)
-    vitals = Vitals(model, settings.row_length, loader.epochs, [source.name for source in loader.sources])
-    result = train_stage(context, trainer, words, *looks(checks), vitals)
-    return result | {
-        "epochs": loader.epochs(trainer.done_steps),
-        "sources": loader.passes(trainer.done_steps * settings.rows),
-    }
+    return _train_on_rows(context, model, words, RampedLoader(loader, Ramp()), training, checks)[1]
