@@ -147,7 +147,7 @@ def test_not_utf8_names_the_byte(
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('["one"]', r'line 2 of .* is not an object but \["one"\]; write \{"text"'),
+        ('["one"]', r'line 2 of .* is not an object but \["one"\]; write \{…'),
         ('"one"', "line 2 of .* is not an object"),
         ('{"id": 1, "Text": "x"}', "line 2 of .* has no field 'text', only 'id', 'Text'; did you mean 'Text'"),
         ('{"id": 1}', "has no field 'text', only 'id'; name one of them"),

@@ -227,7 +227,7 @@ def test_rows_with_values_of_other_types_are_refused(whole_file: Path, tmp_path:
 def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers.jsonl", SETTINGS)
     file.path = Path("/dev/full")
-    with pytest.raises(UserError, match="could not write .*; free some space or name another file"):
+    with pytest.raises(UserError, match="could not write .*; free some space or choose another folder"):
         survey(Said({}), None, questions({"a": asked(1)}, [0.0], 1), file)
 
 

@@ -18,7 +18,7 @@ from minnow.errors import UserError
 from minnow.recipe.report import build_report
 from minnow.recipe.report.figures import RATE, Scale, share_scale
 from minnow.recipe.report.loops import loop_text, split_copies
-from minnow.recipe.report.markup import compact, join, percent, raw, significant, tag
+from minnow.recipe.report.markup import join, percent, raw, significant, tag
 from minnow.recipe.report.section import change_sentence
 
 # pytest's importlib mode does not put this folder on the path.
@@ -354,5 +354,4 @@ def test_axes_have_a_readable_number_of_ticks(low: float, ratio: float) -> None:
 
 def test_numbers_are_written_for_people() -> None:
     assert [percent(v) for v in (0.0, 1.0, 0.3124, 0.0004, None)] == ["0%", "100%", "31.2%", "0.04%", "–"]
-    assert [compact(v) for v in (1_318_144, 268_098_176, 999, 38_400_000)] == ["1.32M", "268M", "999", "38.4M"]
     assert [significant(v) for v in (3315.2, 29.92, 0.01234, 0)] == ["3,315", "29.9", "0.0123", "0"]

@@ -16,10 +16,11 @@ from minnow.agent.mcp_tools import serve_mcp
 from minnow.agent.pages import PageError
 from minnow.cli.agent_tools import foreign_tools, offered_tools
 from minnow.cli.models import ModelThreads, TokenizerFolder
-from minnow.cli.output import AsJson, emit, size_text, warn
+from minnow.cli.output import AsJson, emit, warn
 from minnow.cli.text_models import NO_SERVER, ServerFlags, open_text_model
 from minnow.data.calls import CallError
 from minnow.errors import UserError
+from minnow.progress import size_text
 from minnow.rollout import Sampling
 from minnow.rollout.text_engine import ChatPrompt, LocalTextEngine
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from minnow.cli.output import AsJson, columns, emit, size_text
+from minnow.cli.output import AsJson, columns, emit
 from minnow.data.cleaning import Rule, contaminated, copies, texts_in
 from minnow.data.corpus import HELD_OUT, Corpus
 from minnow.data.documents import read_records
@@ -24,7 +24,7 @@ from minnow.data.tokenizing import SHARD_TOKENS, FillInTheMiddle, read_files, to
 from minnow.errors import UserError
 from minnow.files import whole_file
 from minnow.machine import usable_cores
-from minnow.progress import quantity, track
+from minnow.progress import quantity, size_text, track
 
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE|PATTERN|URL …")]
 

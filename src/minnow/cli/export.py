@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 
 from minnow.cli.models import resolve_model
-from minnow.cli.output import AsJson, columns, emit, size_text
+from minnow.cli.output import AsJson, columns, emit
 from minnow.data.documents import read_documents
 from minnow.data.tokenizer import Tokenizer
 from minnow.device.folder_export import FORMATS, FolderPlan, plan_folder
@@ -22,6 +22,7 @@ from minnow.device.parity import check_memory, own_sequences, own_words, verify_
 from minnow.errors import UserError
 from minnow.model.checkpoint import load_checkpoint
 from minnow.model.language_model import LanguageModel
+from minnow.progress import size_text
 from minnow.recipe.run_record import run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 

@@ -13,7 +13,7 @@ import tyro
 
 from minnow.cli.inspect_chart import part_name, svg_chart, terminal_bars
 from minnow.cli.models import resolve_model
-from minnow.cli.output import AsJson, columns, emit, size_text
+from minnow.cli.output import AsJson, columns, emit
 from minnow.errors import UserError
 from minnow.files import read_json, write_text
 from minnow.model.accounting import accounting
@@ -24,7 +24,7 @@ from minnow.model.footprint import WEIGHT_TYPES, Repack, largest_context
 from minnow.model.presets import EXTRAS, PRESETS, find_preset
 from minnow.model.references import REFERENCES
 from minnow.model.tensor_files import stored_tensors
-from minnow.progress import quantity
+from minnow.progress import quantity, size_text
 from minnow.recipe.mapping import nearest
 
 _SHOWN_TYPES = ("BF16", "Q8_0", "Q4_0")

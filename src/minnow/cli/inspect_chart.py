@@ -7,8 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from minnow.cli.output import size_text
-from minnow.progress import quantity
+from minnow.progress import quantity, size_text
 
 # Part -> what it is called, its colour on light ground, the mark that tells it apart where there is no colour.
 PARTS = {

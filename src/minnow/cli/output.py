@@ -42,11 +42,3 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         )
         for row in rows
     )
-
-
-def size_text(size: float) -> str:
-    """Bytes in the unit a person would use: ``812 B``, ``34.5 KiB``, ``1.23 GiB``."""
-    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= limit:
-            return f"{size / limit:.2f} {unit}" if size < 10 * limit else f"{size / limit:.1f} {unit}"
-    return f"{size:.0f} B"

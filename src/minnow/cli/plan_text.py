@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minnow.cli.output import columns, size_text
-from minnow.progress import duration, quantity
+from minnow.cli.output import columns
+from minnow.progress import duration, quantity, size_text
 
 _METHODS = {
     "steps": "real training steps",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minnow.errors import UserError
+from minnow.files import json_row
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,7 @@ def _decoded(data: bytes, place: str) -> str:
 
 def _row(line: bytes, number: int, name: str, field: str) -> Transcript:
     place = f"line {number} of {name}"
-    try:
-        row = json.loads(_decoded(line, place))
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON ({error}); correct or remove it") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is not an object but {type(row).__name__}; write {{…}}")
+    row = json_row(_decoded(line, place), place)
     text, tokens = row.get(field), row.get("tokens")
     output: str | list[int]
     if isinstance(text, str):

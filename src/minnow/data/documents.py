@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from minnow.data.store import is_url, open_binary
 from minnow.errors import UserError
+from minnow.files import as_row, json_row
 
 DOCUMENT_CHARACTERS = 1 << 17
 """A text file longer than this many characters is cut into documents of at most this many."""
@@ -106,7 +107,7 @@ def _read(stream: IO[bytes], path: str, kind: str, fields: Sequence[str]) -> Ite
     return ((block,) for block in _blocks(_decoded(stream, path), DOCUMENT_CHARACTERS))
 
 
-def _not_utf8(path: str, offset: int) -> UserError:
+def not_utf8(path: str, offset: int) -> UserError:
     place = f"byte {offset} of its decompressed content" if _compression(path) else f"byte {offset}"
     return UserError(
         f"{path} is not UTF-8 text at {place}; convert it, for example with "
@@ -127,7 +128,7 @@ def _decoded(stream: IO[bytes], path: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             # The decoder's positions count from what it held back of the last chunk, less a mark it has removed.
             removed = pending + len(chunk) - len(error.object)
-            raise _not_utf8(path, offset - pending + removed + error.start) from error
+            raise not_utf8(path, offset - pending + removed + error.start) from error
         yield newlines.decode(text, final=not chunk)
         if not chunk:
             return
@@ -164,15 +165,12 @@ def _json_lines(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, offset + len(line) - len(error.object) + error.start) from error
+            raise not_utf8(path, offset + len(line) - len(error.object) + error.start) from error
         offset += len(line)
         if not text.strip():
             continue
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"line {number} of {path} is not JSON ({error}); correct or remove that line") from error
-        yield _fields(value, fields, f"line {number} of {path}")
+        place = f"line {number} of {path}"
+        yield _fields(json_row(text, place), fields, place)
 
 
 def _json_list(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -187,7 +185,8 @@ def _json_list(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[
     if not isinstance(values, list):
         raise UserError(f"{path} holds one {type(values).__name__}, not a list; put the documents in a JSON list")
     for number, value in enumerate(values, start=1):
-        yield _fields(value, fields, f"entry {number} of {path}")
+        place = f"entry {number} of {path}"
+        yield _fields(as_row(value, place), fields, place)
 
 
 def _parquet(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -206,10 +205,7 @@ def _parquet(stream: IO[bytes], path: str, fields: Sequence[str]) -> Iterator[tu
         raise UserError(f"{path} is not a readable Parquet file ({error}); fetch or write it again") from error
 
 
-def _fields(value: Any, fields: Sequence[str], place: str) -> tuple[Any, ...]:
-    if not isinstance(value, dict):
-        shown = json.dumps(value, ensure_ascii=False)[:40]
-        raise UserError(f'{place} is not an object but {shown}; write {{"{fields[0]}": "..."}}')
+def _fields(value: dict[str, Any], fields: Sequence[str], place: str) -> tuple[Any, ...]:
     for field in fields:
         if field not in value:
             raise _no_field(place, field, list(value))

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow
 import pyarrow.parquet
 
-from minnow.data.documents import open_file
+from minnow.data.documents import not_utf8, open_file
 from minnow.errors import UserError
+from minnow.files import as_row, json_row
 
 G = TypeVar("G")
 M = TypeVar("M")
@@ -93,44 +95,31 @@ def _rows(data: bytes, kind: str, file: Path, faults: Faults) -> Iterator[Row]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8 text at byte {error.start}; convert it, for example with "
-            "`iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
-        ) from error
+        raise not_utf8(str(file), error.start) from error
     if kind == ".csv":
         return _numbered(csv.DictReader(io.StringIO(text)), "row", file, faults)
     if kind == ".json":
-        try:
+        with suppress(ValueError, RecursionError):
             whole = json.loads(text)
-        except (ValueError, RecursionError):
-            return _lines(text, file, faults)
-        inner = whole.get("data") if isinstance(whole, dict) else whole
-        return _numbered(inner if isinstance(inner, list) else [whole], "entry", file, faults)
-    return _lines(text, file, faults)
-
-
-def _lines(text: str, file: Path, faults: Faults) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"line {number} of {file}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            faults.add(f"{place} is not JSON ({error}); correct or remove it")
-            continue
-        if isinstance(values, dict):
-            yield Row(number, place, values)
-        else:
-            faults.add(f"{place} is not an object but {type(values).__name__}; write {{…}}")
+            inner = whole.get("data") if isinstance(whole, dict) else whole
+            return _numbered(inner if isinstance(inner, list) else [whole], "entry", file, faults)
+    lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    return _rows_of(lines, json_row, "line", file, faults)
 
 
 def _numbered(entries: Iterable[Any], word: str, file: Path, faults: Faults) -> Iterator[Row]:
-    for number, values in enumerate(entries, start=1):
-        if isinstance(values, dict):
-            yield Row(number, f"{word} {number} of {file}", values)
-        else:
-            faults.add(f"{word} {number} of {file} is not an object but {type(values).__name__}; write {{…}}")
+    return _rows_of(enumerate(entries, start=1), as_row, word, file, faults)
+
+
+def _rows_of(
+    given: Iterable[tuple[int, Any]], read: Callable[[Any, str], dict[str, Any]], word: str, file: Path, faults: Faults
+) -> Iterator[Row]:
+    def row(numbered: tuple[int, Any]) -> Row:
+        number, entry = numbered
+        place = f"{word} {number} of {file}"
+        return Row(number, place, read(entry, place))
+
+    return faults.usable(row, given)
 
 
 def _parquet(data: bytes, file: Path) -> list[dict[str, Any]]:

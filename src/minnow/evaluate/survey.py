@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -21,6 +19,7 @@ from typing import Any
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.loops import Judged, judge, judge_rollout, with_rules
+from minnow.files import append_rows, writing
 from minnow.loops import Loop
 from minnow.rollout.records import Sampling
 from minnow.rollout.text_engine import ChatPrompt, TextAnswer, TextEngine, converse
@@ -98,7 +97,7 @@ class AnswerFile:
                         f"{path} holds answers with {name} {row[name]!r}, not {wanted!r}; repeat the command they were "
                         "made with, or name another file with --out"
                     )
-        with _writing(path), path.open("r+b") as opened:
+        with writing(path), path.open("r+b") as opened:
             opened.truncate(opened.read().rfind(b"\n") + 1)
 
     def holds(self, question: Question) -> bool:
@@ -109,26 +108,8 @@ class AnswerFile:
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows; they are on the disk when this returns."""
         self.rows |= {key_of(row): row for row in rows}
-        if self.path is None:
-            return
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with _writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as opened:
-                opened.write(lines.encode("utf-8", "backslashreplace"))  # half a surrogate pair as its escape
-                opened.flush()
-                os.fsync(opened.fileno())
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"could not write {path}: {error.strerror or error}; free some space or name another file with --out, then "
-            "run the same command again"
-        ) from error
+        if self.path is not None:
+            append_rows(self.path, rows)
 
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {

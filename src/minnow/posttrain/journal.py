@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minnow.errors import UserError
+from minnow.files import append_rows
 
 
 class Journal:
@@ -55,16 +55,5 @@ class Journal:
         self._write(rows)
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        if self.path is None:
-            return
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as opened:
-                opened.write(lines.encode("utf-8", "backslashreplace"))
-                opened.flush()
-                os.fsync(opened.fileno())
-        except OSError as error:
-            raise UserError(
-                f"could not write {self.path}: {error.strerror or error}; free some space, then run the same command again"
-            ) from error
+        if self.path is not None:
+            append_rows(self.path, rows)

@@ -11,7 +11,7 @@ from minnow.machine import peak_rss_bytes
 from minnow.model.accounting import flops_per_token
 from minnow.model.config import ModelConfig
 from minnow.model.language_model import LanguageModel
-from minnow.progress import quantity
+from minnow.progress import quantity, size_text
 from minnow.train.precision import peak_flops
 
 NOISY = ("seconds", "saving_seconds", "tokens_per_second", "mfu", "memory_bytes", "gpu_memory_bytes")
@@ -83,13 +83,9 @@ def shown(line: Mapping[str, Any]) -> dict[str, str]:
         "tokens": ("tokens", quantity),
         "tokens_per_second": ("tokens/s", quantity),
         "mfu": ("of the measured peak", "{:.0%}".format),
-        "memory_bytes": ("memory", _gibibytes),
-        "gpu_memory_bytes": ("GPU memory", _gibibytes),
+        "memory_bytes": ("memory", size_text),
+        "gpu_memory_bytes": ("GPU memory", size_text),
         "epochs": ("epochs", "{:.2f}".format),
     }
     found = {label: form(line[name]) for name, (label, form) in forms.items() if line.get(name) is not None}
     return found | {f"loss of {name}": f"{part['loss']:.3f}" for name, part in line.get("sources", {}).items()}
-
-
-def _gibibytes(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

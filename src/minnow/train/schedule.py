@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from minnow.errors import UserError
 
-DECAY_SHAPES: dict[str, Callable[[float], float]] = {
+Schedule = Literal["wsd", "cosine", "linear"]
+DecayShape = Literal["linear", "cosine", "1-sqrt", "exponential"]
+
+DECAY_SHAPES: dict[DecayShape, Callable[[float], float]] = {
     "linear": lambda left: left,
     "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
     "1-sqrt": lambda left: 1 - math.sqrt(1 - left),
@@ -18,7 +22,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
 (1-sqrt: arXiv 2405.18392; exponential: to a hundredth)."""
 
 
-def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float, shape: str = "linear") -> float:
+def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float, shape: DecayShape = "linear") -> float:
     """WSD (arXiv 2404.06395): linear up, flat, then down to zero.
 
     Args:
@@ -32,7 +36,7 @@ def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float, shap
     return max(0.0, min(1.0, up, DECAY_SHAPES[shape](max(0.0, min(1.0, left)))))
 
 
-def cosine(step: int, steps: int, warmup: float, decay: float, shape: str = "linear") -> float:
+def cosine(step: int, steps: int, warmup: float, decay: float, shape: DecayShape = "linear") -> float:
     """Linear up over ``warmup * steps``, then half a cosine that ends at ``1 - decay`` of the peak."""
     warmup_steps = warmup * steps
     if step < warmup_steps:
@@ -41,7 +45,7 @@ def cosine(step: int, steps: int, warmup: float, decay: float, shape: str = "lin
     return 1 - decay * 0.5 * (1 - math.cos(math.pi * progress))
 
 
-def linear(step: int, steps: int, warmup: float, decay: float, shape: str = "linear") -> float:
+def linear(step: int, steps: int, warmup: float, decay: float, shape: DecayShape = "linear") -> float:
     """Linear up over ``warmup * steps``, then a straight line that ends at ``1 - decay`` of the peak."""
     warmup_steps = warmup * steps
     if step < warmup_steps:
@@ -49,7 +53,11 @@ def linear(step: int, steps: int, warmup: float, decay: float, shape: str = "lin
     return 1 - decay * (step - warmup_steps) / max(1.0, steps - warmup_steps)
 
 
-SCHEDULES = {"wsd": warmup_stable_decay, "cosine": cosine, "linear": linear}
+SCHEDULES: dict[Schedule, Callable[[int, int, float, float, DecayShape], float]] = {
+    "wsd": warmup_stable_decay,
+    "cosine": cosine,
+    "linear": linear,
+}
 """Multipliers of the peak rate at a step; only ``wsd`` has a decay phase whose shape can be chosen."""
 
 

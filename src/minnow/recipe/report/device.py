@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
+from minnow.progress import duration
 from minnow.recipe.report.figures import bar_rows, value_bars
 from minnow.recipe.report.loops import special_text
 from minnow.recipe.report.markup import (
     Markup,
     bytes_text,
     counted,
-    duration,
     folded,
     interval,
     join,

@@ -128,16 +128,6 @@ def significant(value: float | None) -> str:
     return f"{round(value, decimals):,.{decimals}f}" if decimals else f"{value:,.0f}"
 
 
-def compact(value: float | None) -> str:
-    """1,234,567 → ``1.23M``."""
-    if not _known(value):
-        return "–"
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= size:
-            return significant(value / size) + suffix
-    return significant(value) if value != int(value) else f"{int(value)}"
-
-
 def bytes_text(value: float | None) -> str:
     """Decimal units, as file managers print them: ``1.24 MB``."""
     if not _known(value):
@@ -146,15 +136,6 @@ def bytes_text(value: float | None) -> str:
         if value >= size:
             return f"{significant(value / size)} {unit}"
     return f"{value:.0f} B"
-
-
-def duration(seconds: float | None) -> str:
-    """``42 s``, ``4.0 min``, ``1.5 h``."""
-    if not _known(seconds):
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plain(name: str) -> str:

@@ -8,7 +8,6 @@ from minnow.recipe.report.figures import RATE, Scale, Series, legend, line_plot,
 from minnow.recipe.report.markup import (
     Markup,
     capital,
-    compact,
     counted,
     folded,
     interval,
@@ -21,6 +20,7 @@ from minnow.recipe.report.markup import (
 )
 from minnow.recipe.report.read import Run, Stage, after, stage_label
 from minnow.recipe.report.section import Section, after_sft, figure, stage_colour
+from minnow.scaling.laws import human
 
 _CAPTION = (
     "Share of held-out questions answered correctly by greedy decoding, with 95% Wilson intervals; "
@@ -194,7 +194,7 @@ def _pairs_text(run: Run) -> str:
     result = pairs.result
     return (
         f"Measured on validation prompts while training; the kept step is marked. DPO learned from "
-        f"{compact(result['pairs'])} pairs ({compact(result['loop_pairs'])} clean against loop, "
-        f"{compact(result['quality_pairs'])} right against wrong) out of "
-        f"{compact(result['rollouts'])} rollouts of {compact(result['prompts'])} prompts."
+        f"{human(result['pairs'])} pairs ({human(result['loop_pairs'])} clean against loop, "
+        f"{human(result['quality_pairs'])} right against wrong) out of "
+        f"{human(result['rollouts'])} rollouts of {human(result['prompts'])} prompts."
     )

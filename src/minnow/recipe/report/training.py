@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from minnow.model.references import REFERENCES, Reference
+from minnow.progress import duration
 from minnow.recipe.report.figures import Scale, Series, legend, line_plot, stacked_bar
 from minnow.recipe.report.markup import (
     Markup,
     bytes_text,
-    compact,
     counted,
-    duration,
     folded,
     interval,
     join,
@@ -24,6 +23,7 @@ from minnow.recipe.report.markup import (
 )
 from minnow.recipe.report.read import Run, stage_label
 from minnow.recipe.report.section import Section, after_sft, figure, loop_stages, stage_colour, temperature_text
+from minnow.scaling.laws import human
 
 _PARTS = (
     ("embedding", "Embedding"),
@@ -52,11 +52,11 @@ def headline(run: Run) -> Markup:
     facts: list[Any] = []
     if pretrain:
         result = pretrain.result
-        facts = ["A language model of ", tag("b", compact(result["parameters"]), " parameters"), ", trained on "]
-        facts += [tag("b", compact(result["tokens"]), " tokens"), " in "]
+        facts = ["A language model of ", tag("b", human(result["parameters"]), " parameters"), ", trained on "]
+        facts += [tag("b", human(result["tokens"]), " tokens"), " in "]
         facts += [tag("b", duration(result["seconds"]))]
         if sft:
-            facts += [", then on ", tag("b", compact(sft.result["tokens"]), " tokens"), " of conversations in "]
+            facts += [", then on ", tag("b", human(sft.result["tokens"]), " tokens"), " of conversations in "]
             facts += [tag("b", duration(sft.result["seconds"]))]
         machine = machine_text(run.machine())
         facts += [f" ({machine})." if machine else "."]
@@ -176,14 +176,14 @@ def parameters(run: Run) -> Section | None:
     bars = [
         tag(
             "div",
-            tag("div", tag("b", name), tag("span", f"{compact(total)} parameters", class_="muted"), class_="barhead"),
+            tag("div", tag("b", name), tag("span", f"{human(total)} parameters", class_="muted"), class_="barhead"),
             stacked_bar(
                 [
                     (
                         part,
                         key,
                         share[key],
-                        f"{name}: {part}\n{share[key]:.1%} · {compact(share[key] * total)} parameters",
+                        f"{name}: {part}\n{share[key]:.1%} · {human(share[key] * total)} parameters",
                     )
                     for key, part in used
                 ],
