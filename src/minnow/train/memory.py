@@ -145,7 +145,7 @@ def activation_bytes(
     parts = [part_values(part, width) for layer in config.layers for part in (layer.mixer, layer.feed_forward)]
     values = (3 + 4 * config.num_layers) * width + (max(parts) if checkpointed else sum(parts))
     if fused is None:
-        fused = item == 2 and kernels.describe().startswith("fused")
+        fused = kernels.describe().startswith("fused")
     return round(tokens * values * (item if fused else _UNFUSED_BYTES[item]))
 
 

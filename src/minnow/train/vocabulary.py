@@ -1,6 +1,6 @@
 """Losses over the vocabulary without the whole logit matrix: a chunk of positions at a time, forward and back.
 
-Where the fused kernels serve (bfloat16 on the CPU), they do. Elsewhere a sum's gradient is worked out in the forward
+Where the fused kernels serve (on the CPU), they do. Elsewhere a sum's gradient is worked out in the forward
 pass, while a chunk's logits are there (as Liger does, arXiv 2410.10989), and values per position have their logits
 computed again in the backward pass. The head's gradient is added up in float32.
 """
@@ -72,10 +72,7 @@ def positions_at_once(vocabulary: int, device: torch.device) -> int:
 
 
 def _kernels_suffice(hidden: Tensor, softcap: float | None) -> bool:
-    if not torch.is_grad_enabled():
-        return True
-    fits = hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and softcap is None
-    return fits and kernels.describe().startswith("fused")
+    return not torch.is_grad_enabled() or (softcap is None and kernels.fusable(hidden))
 
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Every function looks at its input:
 
 =====================================  ===============================================================================
-bfloat16 on the CPU                    :mod:`.fused`: C kernels, compiled on first use
+bfloat16 or float32 on the CPU         :mod:`.fused`: C kernels, compiled on first use
 bfloat16 or float16 on a GPU           :mod:`.accelerated`: kernels of other projects for the mixers, where installed
 anything else, and where those lack    :mod:`.reference` and :mod:`.recurrences`: plain torch
 =====================================  ===============================================================================
@@ -33,17 +33,20 @@ def describe(device: torch.device | str = "cpu") -> str:
     return accelerated.describe() if torch.device(device).type == "cuda" else build.load().description
 
 
-def _fusable(*tensors: Tensor) -> bool:
+def fusable(*tensors: Tensor) -> bool:
+    """Whether the fused kernels take these: all of one of their types, and on the CPU."""
+    dtype = tensors[0].dtype
     return (
-        all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors)
+        dtype in build.DTYPES
+        and all(tensor.dtype == dtype and tensor.device.type == "cpu" for tensor in tensors)
         and tensors[0].numel() > 0
-        and build.load().library is not None
+        and build.load(dtype).library is not None
     )
 
 
 def _fastest(*tensors: Tensor) -> ModuleType:
     """Where no gradient is wanted, the way around autograd: it would cost as much again in a decoding step."""
-    if not _fusable(*tensors):
+    if not fusable(*tensors):
         return reference
     return fused if torch.is_grad_enabled() else decoding
 
@@ -93,7 +96,7 @@ def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> 
 
 
 def _convolving(x: Tensor, weight: Tensor) -> ModuleType:
-    if _fusable(x) and weight.shape[1] <= _MOST_TAPS:
+    if fusable(x) and weight.shape[1] <= _MOST_TAPS:
         return fused
     return accelerated if accelerated.serves("convolution", x, weight) else reference
 
@@ -113,13 +116,13 @@ def qk_norm_rope(
     Returns:
         q and k in the same layout, contiguous.
     """
-    fits = _fusable(q, k) and q.shape[-1] % 2 == 0
+    fits = fusable(q, k) and q.shape[-1] % 2 == 0
     return (fused if fits else reference).qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`qk_norm_rope` without the norm."""
-    return (fused if _fusable(q, k) else reference).rope(q, k, cos, sin)
+    return (fused if fusable(q, k) else reference).rope(q, k, cos, sin)
 
 
 def attention(
@@ -145,7 +148,7 @@ def attention(
         ``[B, N, H, h]``.
     """
     whole = q.shape[1] == k.shape[1]
-    if whole and softcap is None and _fusable(q, k, v) and q.shape[-1] % 16 == 0:
+    if whole and softcap is None and fusable(q, k, v) and q.shape[-1] % 16 == 0:
         return fused.attention(q, k, v, documents, window, scale)
     served = whole and accelerated.serves("attention", q, v)
     return (accelerated if served else reference).attention(q, k, v, documents, window, scale, softcap)
@@ -177,27 +180,27 @@ def attention_step(
         ``[B, H, h]``.
     """
     plain = softcap is None and keys.shape[-1] in decoding.HEAD_DIMS and keys.is_contiguous() and values.is_contiguous()
-    if plain and _fusable(qkv, keys, values):
+    if plain and fusable(qkv, keys, values):
         return decoding.attention_step(qkv, norms, eps, rotary, lengths, keys, values, heads, scale)
     return reference.attention_step(qkv, norms, eps, rotary, lengths, keys, values, heads, scale, softcap)
 
 
 def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
     """One position ``bcx [B, 3D]`` of :func:`short_conv`; ``inputs [B, K - 1, D]``, oldest first, moves on by one."""
-    fits = _fusable(bcx, weight) and inputs.is_contiguous()
+    fits = fusable(bcx, weight) and inputs.is_contiguous()
     return (decoding if fits else reference).short_conv_step(bcx, weight, inputs)
 
 
 def pack(weight: Tensor) -> Tensor | None:
     """A copy of ``weight [N, K]`` for :func:`linear`, or None where that would bring nothing."""
-    return products.pack(weight) if _fusable(weight) and products.can_pack(weight) else None
+    return products.pack(weight) if fusable(weight) and products.can_pack(weight) else None
 
 
 def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """``x [..., K]`` times ``weight [N, K]``; faster where ``weight`` was packed, if no gradient is wanted."""
     if packed is not None and x.dtype == weight.dtype and not torch.is_grad_enabled():
         return decoding.linear(x, packed, len(weight), torch.bfloat16)
-    return products.linear(x, weight) if _fusable(x, weight) and products.suits(x, weight) else F.linear(x, weight)
+    return products.linear(x, weight) if fusable(x, weight) and products.suits(x, weight) else F.linear(x, weight)
 
 
 def grouped_linear(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
@@ -236,7 +239,7 @@ def gated_delta(
     """
     if memory is not None:
         return recurrences.gated_delta(q, k, v, log_decay, strength, documents, memory)
-    fits = _fusable(q, k, v) and q.shape[-1] % 16 == v.shape[-1] % 16 == 0
+    fits = fusable(q, k, v) and q.shape[-1] % 16 == v.shape[-1] % 16 == 0
     fast = fused if fits else accelerated if accelerated.serves("gated delta", q, v) else recurrences
     return fast.gated_delta(q, k, v, log_decay, strength, documents)
 
@@ -307,14 +310,14 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap:
     Raises:
         IndexError: a target outside the vocabulary.
     """
-    if softcap is None and _fusable(hidden, head):
+    if softcap is None and fusable(hidden, head):
         return fused_training.linear_cross_entropy(hidden, head, targets)
     return reference.linear_cross_entropy(hidden, head, targets, softcap)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Log-probability of each target ``[N]``, 0 where ignored; arguments as :func:`linear_cross_entropy`."""
-    if softcap is None and _fusable(hidden, head):
+    if softcap is None and fusable(hidden, head):
         return fused_training.token_log_probs(hidden, head, targets)
     return reference.token_log_probs(hidden, head, targets, softcap)
 

@@ -5,15 +5,15 @@
 #define QUERIES 32 /* query rows handled together */
 
 /* to[i][d] = scale * from[i][d] for `rows` rows of a head. */
-INLINE void load_rows(long rows, long dim, const bf16 *from, long stride, float scale, float *restrict to) {
+INLINE void load_rows(long rows, long dim, const number *from, long stride, float scale, float *restrict to) {
     for (long i = 0; i < rows; i++) {
-        const bf16 *restrict source = from + i * stride;
+        const number *restrict source = from + i * stride;
         SIMD for (long d = 0; d < dim; d++) to[i * dim + d] = widen(source[d]) * scale;
     }
 }
 
 /* to[d][i] = from[i][d], zero from `rows` to `padded`. */
-INLINE void load_transposed(long rows, long padded, long dim, const bf16 *from, long stride, float *restrict to) {
+INLINE void load_transposed(long rows, long padded, long dim, const number *from, long stride, float *restrict to) {
     for (long i = 0; i < rows; i++) {
         for (long d = 0; d < dim; d++) to[d * padded + i] = widen(from[i * stride + d]);
     }
@@ -22,7 +22,7 @@ INLINE void load_transposed(long rows, long padded, long dim, const bf16 *from, 
     }
 }
 
-INLINE void store_rows(long rows, long dim, const float *restrict from, float scale, bf16 *to, long stride) {
+INLINE void store_rows(long rows, long dim, const float *restrict from, float scale, number *to, long stride) {
     for (long i = 0; i < rows; i++) {
         SIMD for (long d = 0; d < dim; d++) to[i * stride + d] = narrow(from[i * dim + d] * scale);
     }
@@ -59,8 +59,8 @@ INLINE void hide(float *restrict scores, long wide, long own, long window) {
  * A query sees `window` positions, itself included, or all where that is 0; temper multiplies the scores.
  * log_sum: [batch, heads, length], log of the sum of exponentials of a query's scores. */
 void attention_forward(int threads, long batch, long length, long heads, long groups, long dim, long window,
-                       float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
-                       const int32_t *starts, bf16 *out, float *log_sum, float *scratch) {
+                       float temper, const number *q, long q_row, const number *k, long k_row, const number *v, long v_row,
+                       const int32_t *starts, number *out, float *log_sum, float *scratch) {
     const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
     PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
         const long b = task / groups, group = task % groups;
@@ -104,9 +104,9 @@ void attention_forward(int threads, long batch, long length, long heads, long gr
 
 /* d_q, d_k, d_v contiguous. */
 void attention_backward(int threads, long batch, long length, long heads, long groups, long dim, long window,
-                        float temper, const bf16 *q, long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row,
-                        const int32_t *starts, const bf16 *out, const float *log_sum, const bf16 *d_out, bf16 *d_q,
-                        bf16 *d_k, bf16 *d_v, float *scratch) {
+                        float temper, const number *q, long q_row, const number *k, long k_row, const number *v, long v_row,
+                        const int32_t *starts, const number *out, const float *log_sum, const number *d_out, number *d_q,
+                        number *d_k, number *d_v, float *scratch) {
     const long each = attention_scratch(length, dim), most = round_up(length, LANES), sharing = heads / groups;
     PARALLEL_FOR_UNEVEN for (long task = 0; task < batch * groups; task++) {
         const long b = task / groups, group = task % groups;
@@ -135,7 +135,7 @@ void attention_backward(int threads, long batch, long length, long heads, long g
                     for (long i = 0; i < n; i++) {
                         float *restrict p = scores + i * wide, *restrict dp = d_scores + i * wide;
                         const float log_total = log_sum[(b * heads + head) * length + begin + first + i];
-                        const bf16 *restrict o = out + offset + i * heads * dim;
+                        const number *restrict o = out + offset + i * heads * dim;
                         const float *restrict g = grads + i * dim;
                         float delta = 0.0f;
                         SIMD_SUM(delta) for (long d = 0; d < dim; d++) delta += g[d] * widen(o[d]);
@@ -159,7 +159,7 @@ void attention_backward(int threads, long batch, long length, long heads, long g
 
 /* ---- The same with products of pairs ---- */
 
-#ifdef __AVX512BF16__
+#ifdef PAIRS
 
 #define SUMMED 96 /* queries whose weights are summed over at a time for keys and values: a multiple of ROWS */
 

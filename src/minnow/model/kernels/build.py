@@ -14,6 +14,9 @@ from torch import Tensor
 
 from minnow.native import Library, Loaded, NotCompiled
 
+DTYPES = (torch.bfloat16, torch.float32)
+"""Of the tensors that the kernels are compiled for."""
+
 SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
@@ -70,8 +73,9 @@ def torch_only() -> bool:
 
 
 @functools.cache
-def load() -> Loaded:
-    """Compile if needed and load; never raises for a machine that cannot, the description then says why.
+def load(dtype: torch.dtype = torch.bfloat16) -> Loaded:
+    """The library for tensors of ``dtype``, bfloat16 or float32, compiled if needed; never raises for a machine that
+    cannot, the description then says why.
 
     ``MINNOW_KERNELS=torch`` in the environment asks for plain torch.
     """
@@ -79,7 +83,7 @@ def load() -> Loaded:
         return Loaded(None, f"pure torch: {TORCH_ONLY}")
     openmp = _loaded_openmp()
     try:
-        library, compiler = _sources(openmp is not None).load()
+        library, compiler = _sources(dtype, openmp is not None).load()
     except NotCompiled as error:
         return Loaded(None, f"pure torch: {error}")
     for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
@@ -117,8 +121,8 @@ def _loaded_openmp() -> str | None:
     return found[0]
 
 
-def _sources(openmp: bool) -> Library:
-    flags = list(_FLAGS)
+def _sources(dtype: torch.dtype, openmp: bool) -> Library:
+    flags = [*_FLAGS, *(["-DSINGLE"] if dtype == torch.float32 else [])]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")
     flags.append("-fopenmp" if openmp else "-fopenmp-simd")
@@ -136,9 +140,9 @@ def processor() -> bytes:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()
 
 
-def library() -> ctypes.CDLL:
-    """The loaded library; ask only where :func:`load` found one."""
-    loaded = load().library
+def library(dtype: torch.dtype = torch.bfloat16) -> ctypes.CDLL:
+    """The loaded library; ask only where :func:`load` found one. What says nothing of tensors' type is in both."""
+    loaded = load(dtype).library
     assert loaded is not None, "fused kernels are dispatched to only where they are loaded"
     return loaded
 

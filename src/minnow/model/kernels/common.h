@@ -1,4 +1,4 @@
-/* What the kernels share: bfloat16 held as uint16_t and computed in float, and small products of matrices in float. */
+/* What the kernels share: what tensors hold, and small products of matrices in float. */
 #ifndef MINNOW_COMMON_H
 #define MINNOW_COMMON_H
 
@@ -21,9 +21,16 @@
 #define SIMD_SUM(variable) PRAGMA(omp simd reduction(+ : variable))
 #define SIMD_MOST(variable) PRAGMA(omp simd reduction(max : variable))
 
-typedef uint16_t bf16;
+/* Tensors hold numbers: bfloat16, or float in the build for single precision. All is computed in float. */
+#ifdef SINGLE
+typedef float number;
 
-INLINE float widen(bf16 value) {
+INLINE float widen(number value) { return value; }
+INLINE number narrow(float value) { return value; }
+#else
+typedef uint16_t bf16, number;
+
+INLINE float widen(number value) {
     const uint32_t bits = (uint32_t)value << 16;
     float result;
     memcpy(&result, &bits, 4);
@@ -31,11 +38,19 @@ INLINE float widen(bf16 value) {
 }
 
 /* Round to nearest even; a NaN stays a NaN because its quiet bit survives the addition. */
-INLINE bf16 narrow(float value) {
+INLINE number narrow(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    return (number)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+
+#ifdef __AVX512BF16__
+#define PAIRS /* products of pairs of bfloat16 */
+#endif
+#ifdef __AMX_BF16__
+#define TILES /* products of tiles of it */
+#endif
+#endif
 
 /* e^x to about one unit in the last place (polynomial of Cephes' expf), 0 below -87.3, at most e^88; NaN in, NaN out. */
 INLINE float exponential(float x) {
@@ -61,14 +76,20 @@ INLINE long round_up(long value, long multiple) { return (value + multiple - 1) 
 
 /* ---- Products of float matrices that stay in cache ---- */
 
+#ifdef __AVX512F__
 #define LANES 16
+#define TALL 8
+#else
+#define LANES 8
+#define TALL 6 /* with two vectors in each row all sums stay in 16 registers */
+#endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* C[mr, LANES * nr] (+)= A[mr, depth] B[depth, LANES * nr]; element (i, k) of A is at i * a_row + k * a_deep. */
 INLINE void tile(const int mr, const int nr, long depth, const float *A, long a_row, long a_deep, const float *B,
                  long b_row, float *C, long c_row, int add) {
-    lanes c[8][2];
+    lanes c[TALL][2];
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++) {
 #pragma GCC unroll 2
@@ -95,7 +116,9 @@ INLINE void tile(const int mr, const int nr, long depth, const float *A, long a_
 INLINE void panel(const int nr, long rows, long depth, const float *A, long a_row, long a_deep, const float *B,
                   long b_row, float *C, long c_row, int add) {
     long i = 0;
-    for (; i + 8 <= rows; i += 8) tile(8, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
+    for (; i + TALL <= rows; i += TALL) {
+        tile(TALL, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
+    }
     for (; i + 2 <= rows; i += 2) tile(2, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
     if (i < rows) tile(1, nr, depth, A + i * a_row, a_row, a_deep, B, b_row, C + i * c_row, c_row, add);
 }

@@ -1,4 +1,4 @@
-/* Kernels for decoding on bfloat16: few rows at a time, so that reading the weights is what costs.
+/* Kernels for decoding: few rows at a time, so that reading the weights is what costs.
  *
  * Every result is independent of the number of threads. Callers pass the thread count and all scratch memory.
  */
@@ -7,9 +7,9 @@
 /* ---- One position of gated short convolution ---- */
 
 /* One row; `taps` is a constant after inlining. */
-INLINE void step_taps(const long taps, long width, const bf16 *restrict bcx, const bf16 *restrict weight,
-                      bf16 *restrict past, bf16 *restrict out) {
-    const bf16 *restrict gate = bcx + width, *restrict x = bcx + 2 * width;
+INLINE void step_taps(const long taps, long width, const number *restrict bcx, const number *restrict weight,
+                      number *restrict past, number *restrict out) {
+    const number *restrict gate = bcx + width, *restrict x = bcx + 2 * width;
     SIMD for (long i = 0; i < width; i++) {
         const float now = widen(bcx[i]) * widen(x[i]);
         float total = widen(weight[i * taps + taps - 1]) * now;
@@ -22,11 +22,11 @@ INLINE void step_taps(const long taps, long width, const bf16 *restrict bcx, con
 
 /* bcx: [batch, 3 * width] = input gate, output gate, x. inputs: [batch, taps - 1, width], oldest first; they move on by
  * one. weight: [width, taps], the last tap for the current token. */
-void short_conv_step(int threads, long batch, long width, long taps, const bf16 *restrict bcx,
-                     const bf16 *restrict weight, bf16 *restrict inputs, bf16 *restrict out) {
+void short_conv_step(int threads, long batch, long width, long taps, const number *restrict bcx,
+                     const number *restrict weight, number *restrict inputs, number *restrict out) {
     PARALLEL_FOR for (long row = 0; row < batch; row++) {
-        const bf16 *in = bcx + row * 3 * width;
-        bf16 *past = inputs + row * (taps - 1) * width, *to = out + row * width;
+        const number *in = bcx + row * 3 * width;
+        number *past = inputs + row * (taps - 1) * width, *to = out + row * width;
         switch (taps) {
             case 3: step_taps(3, width, in, weight, past, to); break;
             case 4: step_taps(4, width, in, weight, past, to); break;
@@ -40,11 +40,11 @@ void short_conv_step(int threads, long batch, long width, long taps, const bf16 
 /* A norm's weight in either precision; both are NULL where there is no norm. */
 typedef struct {
     const float *wide;
-    const bf16 *narrow;
+    const number *narrow;
 } Weight;
 
 /* Norm and rotation of the first `turn` dimensions of one head. */
-INLINE void turn_head(long dim, long turn, const bf16 *restrict x, Weight weight, float eps,
+INLINE void turn_head(long dim, long turn, const number *restrict x, Weight weight, float eps,
                       const float *restrict cosines, const float *restrict sines, float *restrict out) {
     SIMD for (long i = 0; i < dim; i++) out[i] = widen(x[i]);
     if (weight.wide || weight.narrow) {
@@ -68,6 +68,15 @@ INLINE void turn_head(long dim, long turn, const bf16 *restrict x, Weight weight
 #ifdef __AVX512F__
 #include <immintrin.h>
 
+INLINE __m512 sixteen(const number *x) {
+#ifdef SINGLE
+    return _mm512_loadu_ps(x);
+#else
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+#endif
+}
+
 /* The sum of each of 16 vectors. Adding up one after the other would wait for 15 additions a vector. */
 INLINE __m512 sixteen_sums(const __m512 *x) {
     __m512 two[8], four[4], eight[2];
@@ -90,22 +99,20 @@ INLINE __m512 sixteen_sums(const __m512 *x) {
 
 /* scores = scale * query keys' for the positions before `seen`, and up to a multiple of 16 what is no score; the highest.
  * The values are asked for on the way. */
-INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
-                        const bf16 *restrict values, float *restrict scores) {
+INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
+                        const number *restrict values, float *restrict scores) {
     __m512 highest = _mm512_set1_ps(-INFINITY);
     for (long first = 0; first < seen; first += 16) {
         __m512 product[16];
 #pragma GCC unroll 16
         for (int s = 0; s < 16; s++) {
-            const bf16 *key = keys + at_most(first + s, seen - 1) * dim;
+            const number *key = keys + at_most(first + s, seen - 1) * dim;
             product[s] = _mm512_setzero_ps();
 #pragma GCC unroll 4
             for (long i = 0; i < dim; i += 32) __builtin_prefetch(values + (first + s) * dim + i);
 #pragma GCC unroll 8
             for (long i = 0; i < dim; i += 16) {
-                const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(key + i)));
-                const __m512 part = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-                product[s] = _mm512_fmadd_ps(_mm512_loadu_ps(query + i), part, product[s]);
+                product[s] = _mm512_fmadd_ps(_mm512_loadu_ps(query + i), sixteen(key + i), product[s]);
             }
         }
         const __m512 score = _mm512_mul_ps(sixteen_sums(product), _mm512_set1_ps(scale));
@@ -115,8 +122,8 @@ INLINE float score_head(const long dim, long seen, float scale, const float *res
     return _mm512_reduce_max_ps(highest);
 }
 #else
-INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
-                        const bf16 *restrict values, float *restrict scores) {
+INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
+                        const number *restrict values, float *restrict scores) {
     float highest = -INFINITY;
     for (long s = 0; s < seen; s++) {
         float score = 0.0f;
@@ -129,8 +136,8 @@ INLINE float score_head(const long dim, long seen, float scale, const float *res
 #endif
 
 /* out = softmax(scale * query keys') values over `seen` positions; `dim`, at most 128, is a constant after inlining. */
-INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const bf16 *restrict keys,
-                        const bf16 *restrict values, float *restrict scores, bf16 *restrict out) {
+INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
+                        const number *restrict values, float *restrict scores, number *restrict out) {
     const float highest = score_head(dim, seen, scale, query, keys, values, scores);
     float total = 0.0f, sum[128] = {0};
     SIMD_SUM(total) for (long s = 0; s < seen; s++) {
@@ -151,27 +158,27 @@ long attention_step_scratch(long dim, long capacity) { return dim + round_up(cap
  * [batch, groups, capacity, dim], and its queries see min(length + 1, capacity) positions.
  * cosines, sines: [batch, turn]. out: [batch, heads * dim]. dim is 32, 64 or 128. */
 void attention_step(int threads, long batch, long heads, long groups, long dim, long turn, long capacity, long stride,
-                    const bf16 *restrict qkv, const float *restrict q_norm, const float *restrict k_norm,
-                    const bf16 *restrict narrow_q_norm, const bf16 *restrict narrow_k_norm, float eps,
+                    const number *restrict qkv, const float *restrict q_norm, const float *restrict k_norm,
+                    const number *restrict narrow_q_norm, const number *restrict narrow_k_norm, float eps,
                     const float *restrict cosines, const float *restrict sines, const int64_t *restrict lengths,
-                    float scale, bf16 *restrict keys, bf16 *restrict values, bf16 *restrict out,
+                    float scale, number *restrict keys, number *restrict values, number *restrict out,
                     float *restrict scratch) {
     const Weight q_weight = {q_norm, narrow_q_norm}, k_weight = {k_norm, narrow_k_norm};
     const long sharing = heads / groups;
     PARALLEL_FOR for (long task = 0; task < batch * groups; task++) {
         const long row = task / groups, group = task % groups, place = lengths[row] % capacity;
         const long seen = at_most(lengths[row] + 1, capacity);
-        const bf16 *in = qkv + row * stride;
+        const number *in = qkv + row * stride;
         const float *cosine = cosines + row * turn, *sine = sines + row * turn;
-        bf16 *restrict k = keys + task * capacity * dim, *restrict v = values + task * capacity * dim;
+        number *restrict k = keys + task * capacity * dim, *restrict v = values + task * capacity * dim;
         float *restrict query = scratch + THREAD * attention_step_scratch(dim, capacity);
         float *restrict scores = query + dim;
         turn_head(dim, turn, in + (heads + group) * dim, k_weight, eps, cosine, sine, query);
         for (long i = 0; i < dim; i++) k[place * dim + i] = narrow(query[i]);
-        memcpy(v + place * dim, in + (heads + groups + group) * dim, (size_t)dim * sizeof(bf16));
+        memcpy(v + place * dim, in + (heads + groups + group) * dim, (size_t)dim * sizeof(number));
         for (long h = group * sharing; h < (group + 1) * sharing; h++) {
             turn_head(dim, turn, in + h * dim, q_weight, eps, cosine, sine, query);
-            bf16 *to = out + (row * heads + h) * dim;
+            number *to = out + (row * heads + h) * dim;
             switch (dim) {
                 case 32: attend_head(32, seen, scale, query, k, v, scores, to); break;
                 case 64: attend_head(64, seen, scale, query, k, v, scores, to); break;

@@ -1,4 +1,4 @@
-"""The operations of decoding over the compiled library: bfloat16 tensors on the CPU, no gradients.
+"""The operations of decoding over the compiled library: bfloat16 or float32 tensors on the CPU, no gradients.
 
 Same signatures and semantics as :mod:`minnow.model.kernels.reference`. Results do not depend on the thread count.
 """
@@ -34,7 +34,7 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     width = x.shape[-1]
     total, out = x if residual is None else torch.empty_like(x), torch.empty_like(x)
     wide, narrow = _either(weight)
-    library().rms_norm_forward(
+    library(x.dtype).rms_norm_forward(
         threads(x.numel()), x.numel() // width, width, x.data_ptr(), pointer(residual),
         None if residual is None else total.data_ptr(), pointer(wide), pointer(narrow), eps, out.data_ptr(), None,
     )  # fmt: skip
@@ -61,7 +61,8 @@ def _gated(gate_up: Tensor, name: str) -> Tensor:
     gate_up = gate_up.contiguous()
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], width))
-    getattr(library(), name)(threads(out.numel()), out.numel() // width, width, gate_up.data_ptr(), out.data_ptr())
+    run = getattr(library(out.dtype), name)
+    run(threads(out.numel()), out.numel() // width, width, gate_up.data_ptr(), out.data_ptr())
     return out
 
 
@@ -77,7 +78,7 @@ def short_conv_step(bcx: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
     bcx = bcx.contiguous()
     width, taps = weight.shape
     out = bcx.new_empty(len(bcx), width)
-    library().short_conv_step(
+    library(bcx.dtype).short_conv_step(
         threads(out.numel()), len(bcx), width, taps, bcx.data_ptr(), weight.data_ptr(), inputs.data_ptr(),
         out.data_ptr(),
     )  # fmt: skip
@@ -100,8 +101,8 @@ def attention_step(
     (q_wide, q_narrow), (k_wide, k_narrow) = map(_either, norms or (None, None))
     out = qkv.new_empty(batch, heads, dim)
     some = threads(batch * heads * capacity * dim)
-    scratch = floats(some, library().attention_step_scratch(dim, capacity))
-    library().attention_step(
+    scratch = floats(some, library(qkv.dtype).attention_step_scratch(dim, capacity))
+    library(qkv.dtype).attention_step(
         some, batch, heads, groups, dim, cos.shape[-1], capacity, qkv.stride(0), qkv.data_ptr(), pointer(q_wide),
         pointer(k_wide), pointer(q_narrow), pointer(k_narrow), eps, cos.data_ptr(), sin.data_ptr(), lengths.data_ptr(),
         dim**-0.5 if scale is None else scale, keys.data_ptr(), values.data_ptr(), out.data_ptr(), scratch.data_ptr(),

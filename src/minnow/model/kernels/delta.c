@@ -45,9 +45,9 @@ static Chunk chunk_memory(long kd, long vd, float **scratch) {
 }
 
 /* to[i] = factor / |from[i]| * from[i], and what that multiplied by without the factor; zeros from n on. */
-static void load_unit(long n, long dim, const bf16 *from, long stride, float factor, float *to, float *unit) {
+static void load_unit(long n, long dim, const number *from, long stride, float factor, float *to, float *unit) {
     for (long i = 0; i < n; i++) {
-        const bf16 *restrict source = from + i * stride;
+        const number *restrict source = from + i * stride;
         float *restrict row = to + i * dim, squares = 0.0f;
         SIMD_SUM(squares) for (long d = 0; d < dim; d++) squares += widen(source[d]) * widen(source[d]);
         unit[i] = 1.0f / sqrtf(squares + 1e-6f);
@@ -57,9 +57,9 @@ static void load_unit(long n, long dim, const bf16 *from, long stride, float fac
     memset(to + n * dim, 0, (size_t)((CHUNK - n) * dim) * sizeof(float));
 }
 
-static void load_plain(long n, long dim, const bf16 *from, long stride, float *to) {
+static void load_plain(long n, long dim, const number *from, long stride, float *to) {
     for (long i = 0; i < n; i++) {
-        const bf16 *restrict source = from + i * stride;
+        const number *restrict source = from + i * stride;
         SIMD for (long d = 0; d < dim; d++) to[i * dim + d] = widen(source[d]);
     }
     memset(to + n * dim, 0, (size_t)((CHUNK - n) * dim) * sizeof(float));
@@ -102,7 +102,7 @@ static void upper_times(long width, const float *L, const float *B, float *C, in
 }
 
 /* Everything of the chunk at `begin` that the memory has no part in. log_decay, strength: `heads` apart. */
-static void prepare(Chunk *w, long begin, long n, long heads, const bf16 *q, long q_row, const bf16 *k, long k_row,
+static void prepare(Chunk *w, long begin, long n, long heads, const number *q, long q_row, const number *k, long k_row,
                     const float *log_decay, const float *strength, const int32_t *starts) {
     const long kd = w->kd;
     w->n = n;
@@ -139,7 +139,7 @@ static void prepare(Chunk *w, long begin, long n, long heads, const bf16 *q, lon
 }
 
 /* z and x of the chunk; v: its values. */
-static void write_values(Chunk *w, const bf16 *v, long v_row, const float *memory) {
+static void write_values(Chunk *w, const number *v, long v_row, const float *memory) {
     const long vd = w->vd;
     load_plain(w->n, vd, v, v_row, w->z);
     multiply(CHUNK, vd, w->kd, w->kg, w->kd, 1, memory, vd, w->x, vd, 0);
@@ -165,9 +165,9 @@ static void write_values(Chunk *w, const bf16 *v, long v_row, const float *memor
 /* q: rows of positions q_row apart that hold heads / sharing heads of kd; k likewise, v with `heads` of vd.
  * log_decay, strength: [batch, length, heads]. out: [batch, length, heads, vd]. memory: [batch, heads, kd, vd], what the
  * last position leaves; memories: [batch, heads, chunks, kd, vd], what each chunk met, or NULL. */
-void delta_forward(int threads, long batch, long length, long heads, long sharing, long kd, long vd, const bf16 *q,
-                   long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const float *log_decay,
-                   const float *strength, const int32_t *starts, bf16 *out, float *memory, float *memories,
+void delta_forward(int threads, long batch, long length, long heads, long sharing, long kd, long vd, const number *q,
+                   long q_row, const number *k, long k_row, const number *v, long v_row, const float *log_decay,
+                   const float *strength, const int32_t *starts, number *out, float *memory, float *memories,
                    float *scratch) {
     const long each = delta_scratch(kd, vd), chunks = (length + CHUNK - 1) / CHUNK;
     PARALLEL_FOR for (long task = 0; task < batch * heads; task++) {
@@ -186,7 +186,7 @@ void delta_forward(int threads, long batch, long length, long heads, long sharin
             multiply(CHUNK, vd, kd, w.qg, kd, 1, S, vd, result, vd, 0);
             lower_times(vd, w.p, w.x, result, 1);
             for (long i = 0; i < n; i++) {
-                bf16 *restrict row = out + ((at + i) * heads + head) * vd;
+                number *restrict row = out + ((at + i) * heads + head) * vd;
                 SIMD for (long d = 0; d < vd; d++) row[d] = narrow(result[i * vd + d]);
             }
             SIMD for (long i = 0; i < kd * vd; i++) S[i] *= w.decay;
@@ -196,11 +196,11 @@ void delta_forward(int threads, long batch, long length, long heads, long sharin
 }
 
 /* Gradient of load_unit, stored: unit * (factor * grad - row (row . grad) / factor). */
-static void store_unit(long n, long dim, const float *row, const float *grad, const float *unit, float factor, bf16 *to,
+static void store_unit(long n, long dim, const float *row, const float *grad, const float *unit, float factor, number *to,
                        long stride) {
     for (long i = 0; i < n; i++) {
         const float *restrict y = row + i * dim, *restrict g = grad + i * dim;
-        bf16 *restrict target = to + i * stride;
+        number *restrict target = to + i * stride;
         float dot = 0.0f;
         SIMD_SUM(dot) for (long d = 0; d < dim; d++) dot += y[d] * g[d];
         dot /= factor;
@@ -216,10 +216,10 @@ INLINE float dot_product(long count, const float *restrict a, const float *restr
 
 /* d_q, d_k: [batch, length, heads, kd], one for each value head; d_v contiguous; d_log_decay, d_strength like the
  * originals. memories: as delta_forward left them. */
-void delta_backward(int threads, long batch, long length, long heads, long sharing, long kd, long vd, const bf16 *q,
-                    long q_row, const bf16 *k, long k_row, const bf16 *v, long v_row, const float *log_decay,
-                    const float *strength, const int32_t *starts, const float *memories, const bf16 *d_out, bf16 *d_q,
-                    bf16 *d_k, bf16 *d_v, float *d_log_decay, float *d_strength, float *scratch) {
+void delta_backward(int threads, long batch, long length, long heads, long sharing, long kd, long vd, const number *q,
+                    long q_row, const number *k, long k_row, const number *v, long v_row, const float *log_decay,
+                    const float *strength, const int32_t *starts, const float *memories, const number *d_out, number *d_q,
+                    number *d_k, number *d_v, float *d_log_decay, float *d_strength, float *scratch) {
     const long each = delta_scratch(kd, vd), chunks = (length + CHUNK - 1) / CHUNK;
     const float factor = 1.0f / sqrtf((float)kd);
     PARALLEL_FOR for (long task = 0; task < batch * heads; task++) {
@@ -270,7 +270,7 @@ void delta_backward(int threads, long batch, long length, long heads, long shari
                 SIMD for (long d = 0; d < vd; d++) y[i * vd + d] = -w.b[i] * dx[i * vd + d];
             }
             for (long i = 0; i < n; i++) {
-                bf16 *restrict row = d_v + ((at + i) * heads + head) * vd;
+                number *restrict row = d_v + ((at + i) * heads + head) * vd;
                 SIMD for (long d = 0; d < vd; d++) row[d] = narrow(-y[i * vd + d]);
             }
             multiply(CHUNK, kd, vd, y, vd, 1, across, kd, dkg, kd, 0);

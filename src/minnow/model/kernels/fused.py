@@ -1,4 +1,5 @@
-"""The model's fused operations as autograd functions over the compiled library: bfloat16 tensors on the CPU.
+"""The model's fused operations as autograd functions over the compiled library: bfloat16 or float32 tensors on
+the CPU.
 
 Same signatures and semantics as :mod:`minnow.model.kernels.reference`. Results do not depend on the thread count.
 """
@@ -33,7 +34,7 @@ class _RMSNorm(Function):
         width, plain = x.shape[-1], _plain(weight)
         rows = x.numel() // width
         out, rstd = torch.empty_like(x), floats(rows)
-        library().rms_norm_forward(
+        library(x.dtype).rms_norm_forward(
             threads(x.numel()), rows, width, x.data_ptr(), None, None, plain.data_ptr(), None, eps, out.data_ptr(),
             rstd.data_ptr(),
         )  # fmt: skip
@@ -55,7 +56,7 @@ class _AddRMSNorm(Function):
         width, plain = x.shape[-1], _plain(weight)
         rows = x.numel() // width
         total, out, rstd = torch.empty_like(x), torch.empty_like(x), floats(rows)
-        library().rms_norm_forward(
+        library(x.dtype).rms_norm_forward(
             threads(x.numel()), rows, width, x.data_ptr(), residual.data_ptr(), total.data_ptr(), plain.data_ptr(),
             None, eps, out.data_ptr(), rstd.data_ptr(),
         )  # fmt: skip
@@ -83,7 +84,7 @@ def _rms_norm_backward(
     d_out = d_out.contiguous()
     d_sum = None if d_sum is None else d_sum.contiguous()
     d_x, d_weight, partial = torch.empty_like(x), floats(width), floats(blocks, width)
-    library().rms_norm_backward(
+    library(x.dtype).rms_norm_backward(
         threads(x.numel()), rows, width, blocks, x.data_ptr(), plain.data_ptr(), rstd.data_ptr(), d_out.data_ptr(),
         pointer(d_sum), d_x.data_ptr(), d_weight.data_ptr(), partial.data_ptr(),
     )  # fmt: skip
@@ -107,7 +108,7 @@ class _Gated(Function):
         width = gate_up.shape[-1] // 2
         out = gate_up.new_empty((*gate_up.shape[:-1], width))
         rows = out.numel() // width
-        forward = getattr(library(), f"{name}_forward")
+        forward = getattr(library(out.dtype), f"{name}_forward")
         forward(threads(out.numel()), rows, width, gate_up.data_ptr(), out.data_ptr())
         ctx.save_for_backward(gate_up)
         ctx.name = name
@@ -119,7 +120,7 @@ class _Gated(Function):
         (gate_up,) = ctx.saved_tensors
         d_out, d_gate_up = d_out.contiguous(), torch.empty_like(gate_up)
         width = d_out.shape[-1]
-        backward = getattr(library(), f"{ctx.name}_backward")
+        backward = getattr(library(d_out.dtype), f"{ctx.name}_backward")
         backward(
             threads(d_out.numel()), d_out.numel() // width, width, gate_up.data_ptr(), d_out.data_ptr(),
             d_gate_up.data_ptr(),
@@ -158,7 +159,7 @@ class _Convolution(Function):
         plain = weight.detach().float().flip(1).t().contiguous()
         out = x.new_empty((batch, length, width))
         workers, scratch = _convolution_scratch(name, out)
-        getattr(library(), f"{name}_forward")(
+        getattr(library(x.dtype), f"{name}_forward")(
             workers, batch, length, width, taps, *strides, x.data_ptr(), plain.data_ptr(), pointer(starts),
             out.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
@@ -174,8 +175,8 @@ class _Convolution(Function):
         d_out = d_out.contiguous()
         d_x, d_weight = x.new_empty(batch, length, x.shape[3]), torch.empty_like(plain)
         workers, scratch = _convolution_scratch(ctx.name, d_out)
-        partial = floats(library().short_conv_blocks(batch, length), taps, width)
-        getattr(library(), f"{ctx.name}_backward")(
+        partial = floats(library(x.dtype).short_conv_blocks(batch, length), taps, width)
+        getattr(library(x.dtype), f"{ctx.name}_backward")(
             workers, batch, length, width, taps, *ctx.strides, x.data_ptr(), plain.data_ptr(), pointer(starts),
             d_out.data_ptr(), d_x.data_ptr(), d_weight.data_ptr(), partial.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
@@ -184,7 +185,7 @@ class _Convolution(Function):
 
 def _convolution_scratch(name: str, out: Tensor) -> tuple[int, Tensor]:
     workers = threads(out.numel())
-    return workers, floats(workers * getattr(library(), f"{name}_scratch")(out.shape[-1]))
+    return workers, floats(workers * getattr(library(out.dtype), f"{name}_scratch")(out.shape[-1]))
 
 
 def short_conv(bcx: Tensor, weight: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -223,7 +224,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x, step = _rows(x)
     (heads, dim), turn = x.shape[2:], cos.shape[-1]
     out = x.new_empty(x.shape)
-    library().rope(
+    library(x.dtype).rope(
         threads(x.numel()), x.shape[0] * x.shape[1], cos.numel() // turn, heads, dim, turn, step, x.data_ptr(),
         cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
     )  # fmt: skip
@@ -248,7 +249,7 @@ class _GatedDelta(Function):
         kept = any(ctx.needs_input_grad)
         memories = floats(batch, heads, -(-length // DELTA_CHUNK) if kept else 0, key_width, width)
         workers, scratch = _delta_scratch(v, key_width)
-        library().delta_forward(
+        library(v.dtype).delta_forward(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, decay.data_ptr(),
             amount.data_ptr(), pointer(starts), out.data_ptr(), memory.data_ptr(),
             pointer(memories if kept else None), scratch.data_ptr(),
@@ -267,7 +268,7 @@ class _GatedDelta(Function):
         d_q, d_k, d_v = q.new_empty(wide), k.new_empty(wide), v.new_empty(v.shape)
         d_decay, d_amount = torch.empty_like(decay), torch.empty_like(amount)
         workers, scratch = _delta_scratch(v, k.shape[3])
-        library().delta_backward(
+        library(v.dtype).delta_backward(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, decay.data_ptr(),
             amount.data_ptr(), pointer(starts), memories.data_ptr(), d_out.data_ptr(), d_q.data_ptr(),
             d_k.data_ptr(), d_v.data_ptr(), d_decay.data_ptr(), d_amount.data_ptr(), scratch.data_ptr(),
@@ -279,7 +280,7 @@ class _GatedDelta(Function):
 
 def _delta_scratch(v: Tensor, key_width: int) -> tuple[int, Tensor]:
     workers = threads(v.numel())
-    return workers, floats(workers * library().delta_scratch(key_width, v.shape[3]))
+    return workers, floats(workers * library(v.dtype).delta_scratch(key_width, v.shape[3]))
 
 
 def gated_delta(
@@ -295,7 +296,7 @@ class _NormRope(Function):
         heads, dim = x.shape[2:]
         plain, cos, sin = _plain(weight), _plain(cos), _plain(sin)
         out = x.new_empty(x.shape)
-        library().norm_rope_forward(
+        library(x.dtype).norm_rope_forward(
             threads(x.numel()), x.shape[0] * x.shape[1], cos.numel() // dim, heads, dim, step, x.data_ptr(),
             plain.data_ptr(), cos.data_ptr(), sin.data_ptr(), eps, out.data_ptr(),
         )  # fmt: skip
@@ -312,7 +313,7 @@ class _NormRope(Function):
         blocks = _blocks(rows)
         d_out = d_out.contiguous()
         d_x, d_weight, partial = x.new_empty(x.shape), floats(dim), floats(blocks, dim)
-        library().norm_rope_backward(
+        library(x.dtype).norm_rope_backward(
             threads(x.numel()), rows, cos.numel() // dim, heads, dim, ctx.step, blocks, x.data_ptr(),
             plain.data_ptr(), cos.data_ptr(), sin.data_ptr(), ctx.eps, d_out.data_ptr(), d_x.data_ptr(),
             d_weight.data_ptr(), partial.data_ptr(),
@@ -337,7 +338,7 @@ class _Attention(Function):
         ctx.steps = (q_step, k_step, v_step)
         out, log_sum = q.new_empty(q.shape), floats(batch, heads, length)
         workers, scratch = _attention_scratch(q)
-        _attention_kernel("forward")(
+        _attention_kernel("forward", q.dtype)(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, pointer(starts),
             out.data_ptr(), log_sum.data_ptr(), scratch.data_ptr(),
         )  # fmt: skip
@@ -352,7 +353,7 @@ class _Attention(Function):
         d_out = d_out.contiguous()
         d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
         workers, scratch = _attention_scratch(q)
-        _attention_kernel("backward")(
+        _attention_kernel("backward", q.dtype)(
             workers, *ctx.layout, q.data_ptr(), q_step, k.data_ptr(), k_step, v.data_ptr(), v_step, pointer(starts),
             out.data_ptr(), log_sum.data_ptr(), d_out.data_ptr(), d_q.data_ptr(), d_k.data_ptr(), d_v.data_ptr(),
             scratch.data_ptr(),
@@ -360,14 +361,15 @@ class _Attention(Function):
         return d_q, d_k, d_v, None, None, None
 
 
-def _attention_kernel(name: str) -> Callable[..., Any]:
+def _attention_kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     """Of the two forms in ``attention.c``, that of products in float and that of pairs of bfloat16."""
-    return getattr(library(), f"attention_pairs_{name}" if pairs() else f"attention_{name}")
+    paired = dtype == torch.bfloat16 and pairs()
+    return getattr(library(dtype), f"attention_pairs_{name}" if paired else f"attention_{name}")
 
 
 def _attention_scratch(q: Tensor) -> tuple[int, Tensor]:
     workers = threads(q.numel())
-    return workers, floats(workers * _attention_kernel("scratch")(q.shape[1], q.shape[3]))
+    return workers, floats(workers * _attention_kernel("scratch", q.dtype)(q.shape[1], q.shape[3]))
 
 
 def attention(

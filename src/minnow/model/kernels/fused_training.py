@@ -27,7 +27,7 @@ def _cross_entropy(logits: Tensor, ids: Tensor, d_loss: Tensor | None, loss: Ten
     rows, vocabulary = logits.shape
     workers = threads(logits.numel())
     scratch = floats(workers * vocabulary)
-    library().cross_entropy(
+    library(logits.dtype).cross_entropy(
         workers, rows, vocabulary, logits.data_ptr(), ids.data_ptr(), pointer(d_loss), loss.data_ptr(),
         scratch.data_ptr(),
     )  # fmt: skip
@@ -59,7 +59,7 @@ def _head_gradients(rows: Tensor, head: Tensor, ids: Tensor, d_loss: Tensor, los
         else:
             torch.mm(logits, head, out=d_rows[part])
             product = logits.t() @ rows[part]
-            library().accumulate(threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr())
+            library(product.dtype).accumulate(threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr())
     return d_rows, d_head.to(head.dtype)
 
 

@@ -1,4 +1,4 @@
-/* Fused training kernels on bfloat16 for the CPU: everything of a step that is not a large matrix product.
+/* Fused training kernels for the CPU: everything of a step that is not a large matrix product.
  *
  * Loops are written so that gcc and clang vectorise them.
  * Every result is independent of the number of threads: work that is summed is cut into blocks whose number depends on
@@ -29,18 +29,18 @@ static void sum_blocks(long blocks, long width, const float *partial, float *tot
 /* ---- RMS norm, with the residual sum before it ---- */
 
 /* The weight is given in either precision, the other is NULL; residual with sum, and rstd, may be NULL. */
-void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x, const bf16 *restrict residual,
-                      bf16 *restrict sum, const float *restrict weight, const bf16 *restrict narrow_weight, float eps,
-                      bf16 *restrict out, float *restrict rstd) {
+void rms_norm_forward(int threads, long rows, long width, const number *restrict x, const number *restrict residual,
+                      number *restrict sum, const float *restrict weight, const number *restrict narrow_weight, float eps,
+                      number *restrict out, float *restrict rstd) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *restrict xs = x + row * width;
-        bf16 *restrict outs = out + row * width;
+        const number *restrict xs = x + row * width;
+        number *restrict outs = out + row * width;
         float squares = 0.0f;
         if (residual) {
-            const bf16 *restrict rs = residual + row * width;
-            bf16 *restrict sums = sum + row * width;
+            const number *restrict rs = residual + row * width;
+            number *restrict sums = sum + row * width;
             SIMD_SUM(squares) for (long i = 0; i < width; i++) {
-                const bf16 total = narrow(widen(xs[i]) + widen(rs[i]));
+                const number total = narrow(widen(xs[i]) + widen(rs[i]));
                 sums[i] = total;
                 squares += widen(total) * widen(total);
             }
@@ -59,17 +59,17 @@ void rms_norm_forward(int threads, long rows, long width, const bf16 *restrict x
 }
 
 /* d_x = d_sum (gradient that reaches the sum directly, may be NULL) + the norm's gradient. partial: [blocks, width]. */
-void rms_norm_backward(int threads, long rows, long width, long blocks, const bf16 *restrict x,
-                       const float *restrict weight, const float *restrict rstd, const bf16 *restrict d_out,
-                       const bf16 *restrict d_sum, bf16 *restrict d_x, float *restrict d_weight,
+void rms_norm_backward(int threads, long rows, long width, long blocks, const number *restrict x,
+                       const float *restrict weight, const float *restrict rstd, const number *restrict d_out,
+                       const number *restrict d_sum, number *restrict d_x, float *restrict d_weight,
                        float *restrict partial) {
     const long per_block = (rows + blocks - 1) / blocks;
     PARALLEL_FOR for (long block = 0; block < blocks; block++) {
         float *restrict dw = partial + block * width;
         memset(dw, 0, (size_t)width * sizeof(float));
         for (long row = block * per_block; row < at_most(rows, (block + 1) * per_block); row++) {
-            const bf16 *restrict xs = x + row * width, *restrict gs = d_out + row * width;
-            bf16 *restrict dx = d_x + row * width;
+            const number *restrict xs = x + row * width, *restrict gs = d_out + row * width;
+            number *restrict dx = d_x + row * width;
             const float scale = rstd[row];
             float dot = 0.0f;
             SIMD_SUM(dot) for (long i = 0; i < width; i++) {
@@ -79,7 +79,7 @@ void rms_norm_backward(int threads, long rows, long width, long blocks, const bf
             }
             const float shift = dot / (float)width * scale;
             if (d_sum) {
-                const bf16 *restrict ds = d_sum + row * width;
+                const number *restrict ds = d_sum + row * width;
                 SIMD for (long i = 0; i < width; i++) {
                     dx[i] = narrow(widen(ds[i]) + scale * (widen(gs[i]) * weight[i] - widen(xs[i]) * shift));
                 }
@@ -95,10 +95,10 @@ void rms_norm_backward(int threads, long rows, long width, long blocks, const bf
 
 /* ---- SwiGLU: silu(gate) * up of rows [gate, up] ---- */
 
-void swiglu_forward(int threads, long rows, long width, const bf16 *restrict gate_up, bf16 *restrict out) {
+void swiglu_forward(int threads, long rows, long width, const number *restrict gate_up, number *restrict out) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
-        bf16 *restrict outs = out + row * width;
+        const number *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        number *restrict outs = out + row * width;
         SIMD for (long i = 0; i < width; i++) {
             const float gate = widen(gates[i]);
             outs[i] = narrow(gate / (1.0f + exponential(-gate)) * widen(ups[i]));
@@ -106,12 +106,12 @@ void swiglu_forward(int threads, long rows, long width, const bf16 *restrict gat
     }
 }
 
-void swiglu_backward(int threads, long rows, long width, const bf16 *restrict gate_up, const bf16 *restrict d_out,
-                     bf16 *restrict d_gate_up) {
+void swiglu_backward(int threads, long rows, long width, const number *restrict gate_up, const number *restrict d_out,
+                     number *restrict d_gate_up) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
-        const bf16 *restrict gs = d_out + row * width;
-        bf16 *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
+        const number *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        const number *restrict gs = d_out + row * width;
+        number *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
         SIMD for (long i = 0; i < width; i++) {
             const float gate = widen(gates[i]), g = widen(gs[i]);
             const float sigmoid = 1.0f / (1.0f + exponential(-gate));
@@ -126,10 +126,10 @@ void swiglu_backward(int threads, long rows, long width, const bf16 *restrict ga
 #define GELU_LINEAR 1.5957691216f /* 2 sqrt(2 / pi) */
 #define GELU_CUBIC 0.0713548162726f /* 0.044715 times that */
 
-void geglu_forward(int threads, long rows, long width, const bf16 *restrict gate_up, bf16 *restrict out) {
+void geglu_forward(int threads, long rows, long width, const number *restrict gate_up, number *restrict out) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
-        bf16 *restrict outs = out + row * width;
+        const number *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        number *restrict outs = out + row * width;
         SIMD for (long i = 0; i < width; i++) {
             const float gate = widen(gates[i]), w = gate * (GELU_LINEAR + GELU_CUBIC * gate * gate);
             outs[i] = narrow(gate / (1.0f + exponential(-w)) * widen(ups[i]));
@@ -137,12 +137,12 @@ void geglu_forward(int threads, long rows, long width, const bf16 *restrict gate
     }
 }
 
-void geglu_backward(int threads, long rows, long width, const bf16 *restrict gate_up, const bf16 *restrict d_out,
-                    bf16 *restrict d_gate_up) {
+void geglu_backward(int threads, long rows, long width, const number *restrict gate_up, const number *restrict d_out,
+                    number *restrict d_gate_up) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
-        const bf16 *restrict gs = d_out + row * width;
-        bf16 *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
+        const number *restrict gates = gate_up + row * 2 * width, *restrict ups = gates + width;
+        const number *restrict gs = d_out + row * width;
+        number *restrict d_gate = d_gate_up + row * 2 * width, *restrict d_up = d_gate + width;
         SIMD for (long i = 0; i < width; i++) {
             const float gate = widen(gates[i]), g = widen(gs[i]), square = gate * gate;
             const float sigmoid = 1.0f / (1.0f + exponential(-gate * (GELU_LINEAR + GELU_CUBIC * square)));
@@ -195,24 +195,24 @@ INLINE long taps_ahead(const int32_t *starts, long t, long length, long taps) {
 }
 
 /* bcx: [batch, length, 3 * width] = input gate, output gate, x. weight: [taps, width], tap 0 is the current token. */
-void short_conv_forward(int threads, long batch, long length, long width, long taps, const bf16 *restrict bcx,
-                        const float *restrict weight, const int32_t *restrict starts, bf16 *restrict out,
+void short_conv_forward(int threads, long batch, long length, long width, long taps, const number *restrict bcx,
+                        const float *restrict weight, const int32_t *restrict starts, number *restrict out,
                         float *restrict scratch) {
     const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = short_conv_scratch(width);
     PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
         const long b = block / per_row, begin = block % per_row * CONV_ROWS;
         const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
-        const bf16 *rows = bcx + b * length * 3 * width;
+        const number *rows = bcx + b * length * 3 * width;
         const int32_t *row_starts = starts ? starts + b * length : NULL;
         float *mixed = scratch + THREAD * each, *y = mixed + width;
         for (long t = first; t < end; t++) {
-            const bf16 *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
+            const number *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
             float *restrict ys = y + (t - first) * width;
             SIMD for (long i = 0; i < width; i++) ys[i] = widen(gate[i]) * widen(x[i]);
         }
         for (long t = begin; t < end; t++) {
-            const bf16 *restrict gate = rows + t * 3 * width + width;
-            bf16 *restrict outs = out + (b * length + t) * width;
+            const number *restrict gate = rows + t * 3 * width + width;
+            number *restrict outs = out + (b * length + t) * width;
             mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
             SIMD for (long i = 0; i < width; i++) outs[i] = narrow(widen(gate[i]) * mixed[i]);
         }
@@ -220,16 +220,16 @@ void short_conv_forward(int threads, long batch, long length, long width, long t
 }
 
 /* partial: [short_conv_blocks, taps, width]. */
-void short_conv_backward(int threads, long batch, long length, long width, long taps, const bf16 *restrict bcx,
-                         const float *restrict weight, const int32_t *restrict starts, const bf16 *restrict d_out,
-                         bf16 *restrict d_bcx, float *restrict d_weight, float *restrict partial,
+void short_conv_backward(int threads, long batch, long length, long width, long taps, const number *restrict bcx,
+                         const float *restrict weight, const int32_t *restrict starts, const number *restrict d_out,
+                         number *restrict d_bcx, float *restrict d_weight, float *restrict partial,
                          float *restrict scratch) {
     const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = short_conv_scratch(width);
     PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
         const long b = block / per_row, begin = block % per_row * CONV_ROWS;
         const long end = at_most(length, begin + CONV_ROWS), first = begin < taps - 1 ? 0 : begin - taps + 1;
         const long last = at_most(length, end + taps - 1);
-        const bf16 *rows = bcx + b * length * 3 * width, *g_rows = d_out + b * length * width;
+        const number *rows = bcx + b * length * 3 * width, *g_rows = d_out + b * length * width;
         const int32_t *row_starts = starts ? starts + b * length : NULL;
         float *restrict mixed = scratch + THREAD * each, *y = mixed + 2 * width;
         float *d_mixed = y + (CONV_ROWS + CONV_MOST_TAPS) * width;
@@ -237,22 +237,22 @@ void short_conv_backward(int threads, long batch, long length, long width, long 
         float *restrict dw = partial + block * taps * width;
         memset(dw, 0, (size_t)(taps * width) * sizeof(float));
         for (long t = first; t < end; t++) {
-            const bf16 *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
+            const number *restrict gate = rows + t * 3 * width, *restrict x = gate + 2 * width;
             float *restrict ys = y + (t - first) * width;
             SIMD for (long i = 0; i < width; i++) ys[i] = widen(gate[i]) * widen(x[i]);
         }
         for (long t = begin; t < last; t++) {
-            const bf16 *restrict gate = rows + t * 3 * width + width, *restrict g = g_rows + t * width;
+            const number *restrict gate = rows + t * 3 * width + width, *restrict g = g_rows + t * width;
             float *restrict ds = d_mixed + (t - begin) * width;
             SIMD for (long i = 0; i < width; i++) ds[i] = widen(gate[i]) * widen(g[i]);
         }
         for (long t = begin; t < end; t++) {
             const long back = taps_back(row_starts, t, taps), ahead = taps_ahead(row_starts, t, length, taps);
-            const bf16 *restrict gate_in = rows + t * 3 * width, *restrict x = gate_in + 2 * width;
-            const bf16 *restrict g = g_rows + t * width;
+            const number *restrict gate_in = rows + t * 3 * width, *restrict x = gate_in + 2 * width;
+            const number *restrict g = g_rows + t * width;
             const float *ds = d_mixed + (t - begin) * width, *ys = y + (t - first) * width;
-            bf16 *restrict d_in = d_bcx + (b * length + t) * 3 * width;
-            bf16 *restrict d_gate = d_in + width, *restrict d_x = d_in + 2 * width;
+            number *restrict d_in = d_bcx + (b * length + t) * 3 * width;
+            number *restrict d_gate = d_in + width, *restrict d_x = d_in + 2 * width;
             mix(back, width, weight, ys, -width, mixed);
             mix(ahead, width, weight, ds, width, d_y);
             SIMD for (long i = 0; i < width; i++) {
@@ -274,17 +274,17 @@ void short_conv_backward(int threads, long batch, long length, long width, long 
 
 long conv_silu_scratch(long width) { return (2 * CONV_ROWS + 3 * CONV_MOST_TAPS + 1) * width; } /* floats per thread */
 
-INLINE void widen_rows(long rows, long width, const bf16 *from, long stride, float *restrict to) {
+INLINE void widen_rows(long rows, long width, const number *from, long stride, float *restrict to) {
     for (long t = 0; t < rows; t++) {
-        const bf16 *restrict source = from + t * stride;
+        const number *restrict source = from + t * stride;
         SIMD for (long i = 0; i < width; i++) to[t * width + i] = widen(source[i]);
     }
 }
 
 /* x: rows of `stride` elements whose first `width` are used. weight: [taps, width], tap 0 is the current token. */
 void conv_silu_forward(int threads, long batch, long length, long width, long taps, long stride,
-                       const bf16 *restrict x, const float *restrict weight, const int32_t *restrict starts,
-                       bf16 *restrict out, float *restrict scratch) {
+                       const number *restrict x, const float *restrict weight, const int32_t *restrict starts,
+                       number *restrict out, float *restrict scratch) {
     const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = conv_silu_scratch(width);
     PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
         const long b = block / per_row, begin = block % per_row * CONV_ROWS;
@@ -293,7 +293,7 @@ void conv_silu_forward(int threads, long batch, long length, long width, long ta
         float *restrict mixed = scratch + THREAD * each, *y = mixed + width;
         widen_rows(end - first, width, x + (b * length + first) * stride, stride, y);
         for (long t = begin; t < end; t++) {
-            bf16 *restrict outs = out + (b * length + t) * width;
+            number *restrict outs = out + (b * length + t) * width;
             mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
             SIMD for (long i = 0; i < width; i++) outs[i] = narrow(mixed[i] / (1.0f + exponential(-mixed[i])));
         }
@@ -302,8 +302,8 @@ void conv_silu_forward(int threads, long batch, long length, long width, long ta
 
 /* d_x contiguous; partial: [short_conv_blocks, taps, width]. */
 void conv_silu_backward(int threads, long batch, long length, long width, long taps, long stride,
-                        const bf16 *restrict x, const float *restrict weight, const int32_t *restrict starts,
-                        const bf16 *restrict d_out, bf16 *restrict d_x, float *restrict d_weight,
+                        const number *restrict x, const float *restrict weight, const int32_t *restrict starts,
+                        const number *restrict d_out, number *restrict d_x, float *restrict d_weight,
                         float *restrict partial, float *restrict scratch) {
     const long per_row = (length + CONV_ROWS - 1) / CONV_ROWS, each = conv_silu_scratch(width);
     PARALLEL_FOR for (long block = 0; block < batch * per_row; block++) {
@@ -317,7 +317,7 @@ void conv_silu_backward(int threads, long batch, long length, long width, long t
         memset(dw, 0, (size_t)(taps * width) * sizeof(float));
         widen_rows(last - first, width, x + (b * length + first) * stride, stride, y);
         for (long t = begin; t < last; t++) {
-            const bf16 *restrict g = d_out + (b * length + t) * width;
+            const number *restrict g = d_out + (b * length + t) * width;
             float *restrict ds = d_mixed + (t - begin) * width;
             mix(taps_back(row_starts, t, taps), width, weight, y + (t - first) * width, -width, mixed);
             SIMD for (long i = 0; i < width; i++) {
@@ -328,7 +328,7 @@ void conv_silu_backward(int threads, long batch, long length, long width, long t
         for (long t = begin; t < end; t++) {
             const long back = taps_back(row_starts, t, taps), ahead = taps_ahead(row_starts, t, length, taps);
             const float *ds = d_mixed + (t - begin) * width, *ys = y + (t - first) * width;
-            bf16 *restrict dx = d_x + (b * length + t) * width;
+            number *restrict dx = d_x + (b * length + t) * width;
             mix(ahead, width, weight, ds, width, mixed);
             SIMD for (long i = 0; i < width; i++) dx[i] = narrow(mixed[i]);
             for (long tap = 0; tap < back; tap++) {
@@ -345,28 +345,28 @@ void conv_silu_backward(int threads, long batch, long length, long width, long t
 
 /* x: rows of `stride` elements whose first heads * dim are used; row r is at position r % length. cos, sin:
  * [length, turn], their second half like the first: with -sin this is the gradient too. */
-void rope(int threads, long rows, long length, long heads, long dim, long turn, long stride, const bf16 *restrict x,
-          const float *restrict cos, const float *restrict sin, bf16 *restrict out) {
+void rope(int threads, long rows, long length, long heads, long dim, long turn, long stride, const number *restrict x,
+          const float *restrict cos, const float *restrict sin, number *restrict out) {
     const long half = turn / 2;
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
         const float *restrict c = cos + row % length * turn, *restrict s = sin + row % length * turn;
         for (long head = 0; head < heads; head++) {
-            const bf16 *restrict xs = x + row * stride + head * dim;
-            bf16 *restrict outs = out + (row * heads + head) * dim;
+            const number *restrict xs = x + row * stride + head * dim;
+            number *restrict outs = out + (row * heads + head) * dim;
             SIMD for (long i = 0; i < half; i++) {
                 const float a = widen(xs[i]), b = widen(xs[half + i]);
                 outs[i] = narrow(a * c[i] - b * s[i]);
                 outs[half + i] = narrow(b * c[i] + a * s[i]);
             }
-            if (turn < dim) memcpy(outs + turn, xs + turn, (size_t)(dim - turn) * sizeof(bf16));
+            if (turn < dim) memcpy(outs + turn, xs + turn, (size_t)(dim - turn) * sizeof(number));
         }
     }
 }
 
 /* ---- RMS norm of each head, then rotary embedding (rotate_half) ---- */
 
-INLINE void norm_rope_row(const long dim, long heads, const bf16 *restrict x, const float *restrict weight,
-                          const float *restrict cos, const float *restrict sin, float eps, bf16 *restrict out) {
+INLINE void norm_rope_row(const long dim, long heads, const number *restrict x, const float *restrict weight,
+                          const float *restrict cos, const float *restrict sin, float eps, number *restrict out) {
     const long half = dim / 2;
     for (long head = 0; head < heads; head++, x += dim, out += dim) {
         float squares = 0.0f;
@@ -381,12 +381,12 @@ INLINE void norm_rope_row(const long dim, long heads, const bf16 *restrict x, co
 }
 
 /* x: rows of `stride` elements whose first heads * dim are used; row r is at position r % length. cos, sin: [length, dim]. */
-void norm_rope_forward(int threads, long rows, long length, long heads, long dim, long stride, const bf16 *restrict x,
+void norm_rope_forward(int threads, long rows, long length, long heads, long dim, long stride, const number *restrict x,
                        const float *restrict weight, const float *restrict cos, const float *restrict sin, float eps,
-                       bf16 *restrict out) {
+                       number *restrict out) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        const bf16 *xs = x + row * stride;
-        bf16 *outs = out + row * heads * dim;
+        const number *xs = x + row * stride;
+        number *outs = out + row * heads * dim;
         const float *c = cos + row % length * dim, *s = sin + row % length * dim;
         switch (dim) {
             case 32: norm_rope_row(32, heads, xs, weight, c, s, eps, outs); break;
@@ -396,9 +396,9 @@ void norm_rope_forward(int threads, long rows, long length, long heads, long dim
     }
 }
 
-INLINE void norm_rope_row_backward(const long dim, long heads, const bf16 *restrict x, const float *restrict weight,
+INLINE void norm_rope_row_backward(const long dim, long heads, const number *restrict x, const float *restrict weight,
                                    const float *restrict cos, const float *restrict sin, float eps,
-                                   const bf16 *restrict g, bf16 *restrict d_x, float *restrict dw) {
+                                   const number *restrict g, number *restrict d_x, float *restrict dw) {
     const long half = dim / 2;
     for (long head = 0; head < heads; head++, x += dim, g += dim, d_x += dim) {
         float squares = 0.0f, dot = 0.0f;
@@ -423,16 +423,16 @@ INLINE void norm_rope_row_backward(const long dim, long heads, const bf16 *restr
 }
 
 void norm_rope_backward(int threads, long rows, long length, long heads, long dim, long stride, long blocks,
-                        const bf16 *restrict x, const float *restrict weight, const float *restrict cos,
-                        const float *restrict sin, float eps, const bf16 *restrict d_out, bf16 *restrict d_x,
+                        const number *restrict x, const float *restrict weight, const float *restrict cos,
+                        const float *restrict sin, float eps, const number *restrict d_out, number *restrict d_x,
                         float *restrict d_weight, float *restrict partial) {
     const long per_block = (rows + blocks - 1) / blocks;
     PARALLEL_FOR for (long block = 0; block < blocks; block++) {
         float *dw = partial + block * dim;
         memset(dw, 0, (size_t)dim * sizeof(float));
         for (long row = block * per_block; row < at_most(rows, (block + 1) * per_block); row++) {
-            const bf16 *xs = x + row * stride, *gs = d_out + row * heads * dim;
-            bf16 *dx = d_x + row * heads * dim;
+            const number *xs = x + row * stride, *gs = d_out + row * heads * dim;
+            number *dx = d_x + row * heads * dim;
             const float *c = cos + row % length * dim, *s = sin + row % length * dim;
             switch (dim) {
                 case 32: norm_rope_row_backward(32, heads, xs, weight, c, s, eps, gs, dx, dw); break;
@@ -448,10 +448,10 @@ void norm_rope_backward(int threads, long rows, long length, long heads, long di
 
 /* loss[row] = -log softmax(logits[row])[target]. With d_loss, the logits are overwritten by their gradient, times
  * d_loss[row]. scratch: `vocabulary` floats per thread. */
-void cross_entropy(int threads, long rows, long vocabulary, bf16 *restrict logits, const int64_t *restrict targets,
+void cross_entropy(int threads, long rows, long vocabulary, number *restrict logits, const int64_t *restrict targets,
                    const float *restrict d_loss, float *restrict loss, float *restrict scratch) {
     PARALLEL_FOR for (long row = 0; row < rows; row++) {
-        bf16 *restrict l = logits + row * vocabulary;
+        number *restrict l = logits + row * vocabulary;
         float *restrict e = scratch + THREAD * vocabulary, top = widen(l[0]), total = 0.0f;
         const float wanted = widen(l[targets[row]]);
         PRAGMA(omp simd reduction(max : top))
@@ -470,7 +470,7 @@ void cross_entropy(int threads, long rows, long vocabulary, bf16 *restrict logit
 }
 
 /* total += part */
-void accumulate(int threads, long count, const bf16 *restrict part, float *restrict total) {
+void accumulate(int threads, long count, const number *restrict part, float *restrict total) {
     PRAGMA(omp parallel for simd num_threads(threads) schedule(static))
     for (long i = 0; i < count; i++) total[i] += widen(part[i]);
 }
@@ -492,7 +492,7 @@ INLINE float adamw_element(float grad, float *restrict master, float *restrict m
 /* One AdamW update. Exactly one of grad and grad_wide is given; shadow, the bfloat16 copy, may be NULL.
  * first_rate and second_rate are 1 - beta, root_correction is 1 / sqrt(1 - second_beta^step), keep is
  * 1 - lr * weight_decay. */
-void adamw(int threads, long count, float *restrict master, bf16 *restrict shadow, const bf16 *restrict grad,
+void adamw(int threads, long count, float *restrict master, number *restrict shadow, const number *restrict grad,
            const float *restrict grad_wide, float *restrict mean, float *restrict square, float first_rate,
            float second_rate, float step_size, float root_correction, float eps, float keep, float clip_scale) {
 #define UPDATE(value)                                                                                          \
@@ -517,7 +517,7 @@ void adamw(int threads, long count, float *restrict master, bf16 *restrict shado
 #define SQUARES_BLOCK 16384
 
 /* Sum of squares of bfloat16 (grad) or float (grad_wide) values; partial: one double per SQUARES_BLOCK values. */
-double sum_squares(int threads, long count, const bf16 *restrict grad, const float *restrict grad_wide,
+double sum_squares(int threads, long count, const number *restrict grad, const float *restrict grad_wide,
                    double *restrict partial) {
     const long blocks = (count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
     PARALLEL_FOR for (long block = 0; block < blocks; block++) {

@@ -9,7 +9,7 @@
 
 #include "common.h"
 
-#ifdef __AVX512BF16__
+#ifdef PAIRS
 #include <immintrin.h>
 
 #define BLOCK 64 /* columns of a tile */

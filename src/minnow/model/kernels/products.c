@@ -4,7 +4,7 @@
 
 static int tiles_on = 0; /* whether linear_packed uses tiles */
 
-#ifdef __AMX_BF16__
+#ifdef TILES
 #include <sys/syscall.h>
 
 long syscall(long number, ...); /* <unistd.h> hides it under -std=c11 */
@@ -16,7 +16,7 @@ int use_tiles(int wanted) { return tiles_on = wanted && syscall(SYS_arch_prctl, 
 int use_tiles(int wanted) { return wanted && tiles_on; }
 #endif
 
-#ifdef __AVX512BF16__
+#ifdef PAIRS
 
 #define DEEP 512 /* positions that a weight's gradient sums before it adds to what is in memory */
 
@@ -57,7 +57,7 @@ void linear_packed(int threads, long rows, long outputs, long inputs, const bf16
         const long first = task / blocks * chunk, last = at_most(rows, first + chunk);
         const long begin = task % blocks * BLOCK, width = at_most(BLOCK, outputs - begin);
         long row = first;
-#ifdef __AMX_BF16__
+#ifdef TILES
         for (long configured = 0; tiles_on && row < last; row += SQUARE) {
             const long place = row * outputs + begin, n = at_most(SQUARE, last - row);
             if (n != configured) configure_tiles(configured = n);

@@ -34,7 +34,7 @@ def tiles() -> bool:
 
 
 def can_pack(weight: Tensor) -> bool:
-    return pairs() and weight.shape[1] % 2 == 0
+    return weight.dtype == torch.bfloat16 and pairs() and weight.shape[1] % 2 == 0
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:

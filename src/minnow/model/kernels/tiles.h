@@ -7,7 +7,7 @@
 
 #include "pairs.h"
 
-#ifdef __AMX_BF16__
+#ifdef TILES
 
 #define TILE 16
 #define SQUARE 32 /* rows and columns of sums that are held in four tiles; also what a tile of rows is deep */
