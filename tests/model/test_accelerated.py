@@ -191,6 +191,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatch as for half precision on a GPU, so that the references' single precision can be compared."""
     monkeypatch.setattr(accelerated, "serves", lambda *arguments: accelerated._chosen(*arguments) is not None)
+    monkeypatch.setattr(kernels, "fusable", lambda *tensors: False)
 
 
 def agree(name: str, implementation: Any, inputs: list[Tensor], rest: tuple[Any, ...]) -> None:

@@ -59,7 +59,9 @@ def _head_gradients(rows: Tensor, head: Tensor, ids: Tensor, d_loss: Tensor, los
         else:
             torch.mm(logits, head, out=d_rows[part])
             product = logits.t() @ rows[part]
-            library(product.dtype).accumulate(threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr())
+            library(product.dtype).accumulate(
+                threads(product.numel()), product.numel(), product.data_ptr(), d_head.data_ptr()
+            )
     return d_rows, d_head.to(head.dtype)
 
 
