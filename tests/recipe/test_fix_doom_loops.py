@@ -162,8 +162,8 @@ def test_training_ends_once_the_gate_sees_no_loops(
 def test_a_teacher_corrects_the_students_own_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Branches that are merged and trained on are stages like any others."""
     teacher = write_llama(work / "teacher", seed=5)
-    taught = {"kind": "on-policy", "checkpoint": "base", "teacher": str(teacher), "prompts": 4, "max_new_tokens": 60}
-    taught |= {"training": {**TRAINING, "steps": 3}, "gate": {**GATE, "every": 3}}
+    taught = {"kind": "on-policy", "checkpoint": "base", "teacher": str(teacher), "prompts": 8, "max_new_tokens": 60}
+    taught |= {"training": {**TRAINING, "steps": 6}, "gate": {**GATE, "every": 6}}
     merged = {"kind": "merge", "checkpoints": ["base", "taught"], "base": "base", "shares": [0.5], "gate": GATE}
     merged |= {"methods": [{"method": "ties"}, {"method": "task-arithmetic", "scale": 0.5}], "margin": -1.0}
     stages = {"base": {"kind": "checkpoint"}, "taught": taught, "merged": merged}
@@ -179,7 +179,7 @@ def test_a_teacher_corrects_the_students_own_answers(work: Path, capsys: pytest.
     assert main(["run", str(work / "taught.yaml")]) == 0
     curve = [json.loads(line) for line in (work / "taught/taught/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in curve if "loss" in line]
-    assert len(losses) == 3 and losses[-1] < losses[0] and all(loss > 0 for loss in losses)
+    assert len(losses) == 6 and sum(losses[3:]) < sum(losses[:3]) and all(loss > 0 for loss in losses)
     found = json.loads((work / "taught/merged/result.json").read_text())
     assert [each["name"] for each in found["candidates"]] == [
         "taught", "0.50 taught + 0.50 base", "ties of base, taught", "task-arithmetic of base, taught",
