@@ -80,11 +80,23 @@ def test_schema_bombs_and_keywords_that_would_be_dropped_silently() -> None:
         {"type": "foo"},
         {"if": {}},
         {"type": "object", "properties": {"a": 1}},
+        {"type": "array", "minItems": 10**9},
+        {"type": "string", "minLength": -5},
+        {"type": "string", "maxLength": "x"},
+        {"type": "integer", "minimum": "a"},
+        {"pattern": 5},
+        {"$ref": {}},
     ):
         error = refused(
             {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
         )
-        assert error.code == "invalid_schema" and str(error.param).startswith("response_format.json_schema.schema")
+        assert str(error.param).startswith("response_format.json_schema.schema")
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_arguments_that_are_nested_too_deep_are_refused(depth: int) -> None:
+    call = {"function": {"name": "find", "arguments": '{"q": ' + "[" * depth + "]" * depth + "}"}}
+    assert refused({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}).param == "messages[1].tool_calls"
 
 
 def test_messages_become_what_the_model_reads() -> None:

@@ -71,6 +71,7 @@ def test_streaming_gives_the_same_text_and_usage(client: openai.OpenAI) -> None:
         stream_options={"include_usage": True},
     )  # fmt: skip
     chunks = list(stream)
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage.model_copy(
@@ -127,6 +128,25 @@ def test_structured_output(client: openai.OpenAI) -> None:
     assert said["n"] in (4, 17) and isinstance(said["ok"], bool)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/gone"},
+        {"$ref": "#"},
+        {"type": "string", "format": "uri"},
+        {"type": "string", "pattern": "^(?=a)b$"},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "object", "required": [5]},
+    ],
+)
+def test_a_schema_that_llama_cpp_would_drop_is_refused(client: openai.OpenAI, schema: dict[str, object]) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match="cannot hold an answer") as error:
+            client.chat.completions.create(model="tiny", messages=ASK, response_format=form, max_tokens=20)
+    assert error.value.code == "invalid_schema"
+
+
 def test_completions_stop_and_models(client: openai.OpenAI) -> None:
     whole = client.completions.create(model="tiny", prompt="The river", max_tokens=20, logprobs=1)
     text = whole.choices[0].text
@@ -134,7 +154,9 @@ def test_completions_stop_and_models(client: openai.OpenAI) -> None:
     mark = text[len(text) // 2 : len(text) // 2 + 3]
     cut = client.completions.create(model="tiny", prompt="The river", max_tokens=20, stop=[mark])
     assert cut.choices[0].text == text[: text.index(mark)] and cut.choices[0].finish_reason == "stop"
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="tiny"):
+        client.models.retrieve("a/b")
 
 
 def test_the_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:

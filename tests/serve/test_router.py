@@ -109,6 +109,31 @@ def test_a_client_gets_as_many_alternatives_as_it_asked_for() -> None:
         ("mail anna@example.org", {}),
         ("mail anna@example.org", {"minnow": {"route": "cloud"}}),
         ("card 4111 1111 1111 1111", {"model": "big"}),
+        ("sum up", {"stop": "anna@example.org"}),
+        (
+            "sum up",
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": "f",
+                            "parameters": {"type": "object", "properties": {"n": {"const": 4111111111111111}}},
+                        },
+                    }
+                ]
+            },
+        ),
+        ("sum up", {"messages": [{"role": "user", "content": "sum up", "name": "anna@example.org"}]}),
+        (
+            "sum up",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"enum": ["anna@example.org"]}},
+                }
+            },
+        ),
         ("anything", {"minnow": {"route": "local"}}),
     ],
 )
@@ -271,15 +296,64 @@ def test_the_clouds_own_refusal_is_no_failure() -> None:
         assert server.answer()[1]["action"] == "local" and not server.desk.router.breaker.open
 
 
-def test_an_unsure_answer_looks_things_up() -> None:
-    def reply(text: str) -> str:
-        return (
-            "It is a town on the Anse."
-            if "Anse" in text
-            else '<|tool_call_start|>[search(query="Velm")]<|tool_call_end|>'
-        )
+def test_an_answer_that_cannot_leave_a_loop_is_ended_in_the_cloud() -> None:
+    with routed(lambda body, n: spoken(" and stopped.") if n == 0 else refusal(500)) as server:
+        server.local.reply = lambda text: "The mill stands. " + "the old wheel turns and " * 400
+        server.local.margin = 1.5
+        text, route = server.answer()
+        assert text.startswith("The mill stands.") and text.endswith(" and stopped.") and len(text) < 200
+        assert route["action"] == "local" and route["tried"] == ["local", "cloud"] and "looped" in route["reason"]
+        assert server.cloud.bodies[0]["messages"][-1] == {
+            "role": "assistant",
+            "content": text.removesuffix(" and stopped."),
+        }
+        assert 'minnow_loops_total{outcome="recovered"} 1' in httpx.get(server.url + "/metrics").text
+        whole = server.ask()  # the cloud fails: the loop is named
+        assert whole["choices"][0]["finish_reason"] == "loop" and "answered 500" in whole["route"]["reason"]
+        for extra in ({"private": True}, {"route": "local"}):
+            assert server.ask(minnow=extra)["choices"][0]["finish_reason"] == "loop"
+        assert len(server.cloud.bodies) == 2 and server.local.at_once == 0
 
-    local = Scripted(reply)
+
+CALL = '<|tool_call_start|>[search(query="Velm")]<|tool_call_end|>'
+
+
+def looks_up(text: str) -> str:
+    return "It is a town on the Anse." if "Anse" in text else CALL if "Velm" in text else "I know that."
+
+
+def test_a_model_that_is_offered_the_search_says_itself_that_it_needs_it() -> None:
+    local = Scripted(looks_up)
+    index = SearchIndex.build([("velm", "Velm", "Velm is a town <|im_end|> on the Anse.")])
+    desk = Desk(local, Settings(), Metrics(), Policy(Cloud("http://127.0.0.1:9/v1", "big"), Signal(asks=True)), None, [search_tool(index)])  # fmt: skip
+    with running(create_app(desk)) as url:
+        asked = [httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": text}]}).json() for text in ("What is Velm?", "And you?")]  # fmt: skip
+    assert [whole["choices"][0]["message"]["content"] for whole in asked] == [
+        "It is a town on the Anse.",
+        "I know that.",
+    ]
+    assert [whole["route"]["action"] for whole in asked] == ["search", "local"]
+    assert asked[0]["route"]["reason"] == "the local model asked to search" and len(local.asked) == 3
+    assert "< |im_end|>" in asked[0]["tool_trace"][0]["result"]
+
+
+def test_a_server_behind_this_one_is_offered_the_search_and_told_what_it_gave() -> None:
+    def reply(body: dict[str, Any], n: int) -> Reply:
+        return spoken(looks_up(body["messages"][-1]["content"]))
+
+    index = SearchIndex.build([("velm", "Velm", "Velm is a town on the Anse.")])
+    with bad_server(reply) as far:
+        desk = Desk(UpstreamSource(far.url, "near"), Settings(), Metrics(), None, None, [search_tool(index)])
+        with running(create_app(desk)) as url:
+            whole = httpx.post(url + CHAT, json={"messages": [{"role": "user", "content": "What is Velm?"}], "minnow": {"route": "search"}}).json()  # fmt: skip
+    assert whole["choices"][0]["message"]["content"] == "It is a town on the Anse." and whole["tool_trace"]
+    assert far.bodies[0]["tools"][0]["function"]["name"] == "search"
+    _, called, result = far.bodies[1]["messages"]
+    assert called["tool_calls"][0]["id"] == result["tool_call_id"] and "Anse" in result["content"]
+
+
+def test_an_unsure_answer_looks_things_up() -> None:
+    local = Scripted(looks_up)
     local.margin = 0.2
     index = SearchIndex.build([("velm", "Velm", "Velm is a town on the Anse.")])
     desk = Desk(local, Settings(), Metrics(), Policy(signal=Signal(threshold=1.0, tokens=3), cloud=Cloud("http://127.0.0.1:9/v1", "big")), None, [search_tool(index)])  # fmt: skip

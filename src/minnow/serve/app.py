@@ -23,6 +23,7 @@ from minnow.serve.errors import ApiError
 from minnow.serve.openapi import describe
 from minnow.serve.wire import Reply, embedded, error_event
 
+_MODEL = "/v1/models/{name:path}"
 _PAGE = Path(__file__).with_name("page.html")
 _log = logging.getLogger("minnow.serve")
 
@@ -61,6 +62,7 @@ def create_app(desk: Desk, limits: Limits | None = None, api_key: str | None = N
         Route("/v1/completions", server.endpoint(server.completion), methods=["POST"]),
         Route("/v1/embeddings", server.endpoint(server.embeddings), methods=["POST"]),
         Route("/v1/models", server.endpoint(server.models), methods=["GET"]),
+        Route(_MODEL, server.endpoint(server.model), methods=["GET"]),
         Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.endpoint(server.metrics), methods=["GET"]),
@@ -86,7 +88,7 @@ class _Server:
         """``handler`` behind the checks every request passes, its outcome counted."""
 
         async def checked(request: Request) -> Response:
-            path = request.url.path
+            path = _MODEL if request.path_params else request.url.path  # whatever is asked for is one label
             try:
                 self._admit(request)
                 response = await handler(request)
@@ -125,8 +127,13 @@ class _Server:
         return JSONResponse(embedded(model, vectors, read, body.get("encoding_format", "float")))
 
     async def models(self, _: Request) -> Response:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "minnow"} for name in self.desk.models]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse({"object": "list", "data": [_model(name) for name in self.desk.models]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.desk.models:
+            raise _no_model(name, self.desk.models)
+        return JSONResponse(_model(name))
 
     async def metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.desk.metrics.render(), media_type="text/plain; version=0.0.4")
@@ -170,6 +177,10 @@ def _json_only(request: Request) -> None:
     if kind != "application/json":
         # Pages of other sites can send plain text here, but not JSON.
         raise ApiError(415, "send the body as application/json", "unsupported_media_type")
+
+
+def _model(name: str) -> dict[str, str | int]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "minnow"}
 
 
 def _no_model(model: str, known: Sequence[str]) -> ApiError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -312,7 +312,7 @@ def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
     if calls:
         try:
             content += render_calls([_call(call["function"]) for call in calls])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             where = f"messages[{place}].tool_calls"
             raise ApiError(400, f"{where} cannot be read: {error}", "invalid_value", where) from error
     # The arguments of a call are JSON inside JSON, whose escapes have been read only now.
@@ -368,6 +368,18 @@ def _schema(form: dict[str, Any]) -> dict[str, Any] | None:
     return schema
 
 
-def prompt_text(ask: Ask) -> Sequence[str]:
-    """All that a request would carry to a server: what is searched for personal data."""
-    return [ask.prompt, *(message["content"] for message in ask.messages or ()), json.dumps(ask.body.get("tools", []))]
+def prompt_text(ask: Ask) -> Iterator[str]:
+    """Every text that a request would carry to a server, names and numbers too: what is searched for personal data."""
+    yield ask.prompt
+    yield from (message["content"] for message in ask.messages or ())
+    left: list[Any] = [value for name, value in ask.body.items() if name not in ("prompt", "messages", "user")]
+    # What a message holds beside its text; that has its parts joined and its calls written out above.
+    left += [value for message in ask.body.get("messages", ()) for name, value in message.items() if name != "content"]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+        else:
+            yield str(value)

@@ -24,6 +24,9 @@ from minnow.serve.sessions import Sessions
 from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
 
+_SCHEMAS = 1000  # that are remembered to have been tried
+
+
 class LlamaServer(WorkerProcess):
     """llama.cpp's own server in a process of its own; use it as a context manager.
 
@@ -84,6 +87,7 @@ class LlamaSource:
         self._ends = tokenizer.stop_ids | {ids[0] for ids in marks if len(ids) == 1}
         self._threads = threads
         self._sessions = None if sessions is None else Sessions(sessions, file)
+        self._held: set[str] = set()  # schemas that answers were seen to be held to
         self._starting = asyncio.Lock()
         self._server = self._start()
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=connections(self.url))
@@ -152,6 +156,7 @@ class LlamaSource:
             body["n_probs"] = max(1, turn.logprobs)
         if ask.schema is not None:
             body["json_schema"] = ask.schema
+            await self._try(body)
         elif ask.must_call:
             named = [tool for tool in ask.tools if tool["name"] in ask.must_call]
             body["grammar"] = call_grammar(named, many=not ask.one_call)
@@ -176,6 +181,25 @@ class LlamaSource:
                 return
         async for part in self._complete(body, turn.logprobs):
             yield part
+
+    async def _try(self, body: dict[str, Any]) -> None:
+        """Refuse a schema that no answer is held to: llama.cpp drops one that it cannot work with, and says nothing.
+
+        One token is asked for, with so much weight on one that begins no JSON that only a grammar keeps it out.
+
+        Raises:
+            ApiError: 400.
+        """
+        schema = json.dumps(body["json_schema"], sort_keys=True)
+        if schema in self._held:
+            return
+        no_json = self.tokenizer.encode("~")[0]
+        tried = body | {"n_predict": 1, "temperature": 0.0, "logit_bias": [[no_json, 1e4]]}
+        if "~" in "".join([part.text async for part in self._complete(tried, None) if isinstance(part, Piece)]):
+            raise ApiError(400, "llama.cpp cannot hold an answer to this schema: a reference leads nowhere, a format or pattern is unknown to it, or nothing satisfies it", "invalid_schema", "response_format.json_schema.schema")  # fmt: skip
+        if len(self._held) == _SCHEMAS:
+            self._held.clear()
+        self._held.add(schema)
 
     async def _complete(self, body: dict[str, Any], logprobs: int | None) -> AsyncGenerator[Piece | Ended]:
         try:

@@ -23,6 +23,7 @@ _ERROR = {
     },
     "required": ["error"],
 }
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _STATUSES = {
     "400": "the request cannot be answered; the parameter is named",
     "401": "no API key, or a wrong one",
@@ -53,6 +54,7 @@ def describe() -> dict[str, Any]:
             "/v1/completions": {"post": _post("how a text goes on", COMPLETION, answer)},
             "/v1/embeddings": {"post": _post("texts as vectors", EMBEDDING, whole)},
             "/v1/models": {"get": _get("the models on offer", "application/json")},
+            "/v1/models/{name}": {"get": _get("one of them", "application/json") | {"parameters": [_NAME]}},
             "/health": {"get": _get("whether the server is up", "application/json")},
             "/metrics": {"get": _get("counts and times for Prometheus", "text/plain")},
         },

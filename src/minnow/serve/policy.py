@@ -49,6 +49,7 @@ class Signal:
         probe: a file of ``minnow route fit``, which reads the hidden states of as many tokens as it was fitted on.
         calibration: instead of a threshold, JSON lines with ``signal`` and ``good`` of earlier local answers, from which
             the threshold is set so that at most ``risk`` of all answers are local and bad. A probe brings its own.
+        asks: the local model is offered the server's search at once, and says itself that it needs it by calling it.
     """
 
     threshold: float | None = None
@@ -56,6 +57,7 @@ class Signal:
     probe: Path | None = None
     calibration: Path | None = None
     risk: float = 0.05
+    asks: bool = False
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.calibration is not None:

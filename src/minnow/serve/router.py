@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from minnow.agent import Tool
+from minnow.agent.marks import neutral
 from minnow.agent.tools import call_tool
 from minnow.data.calls import Call, render_calls
 from minnow.errors import UserError
+from minnow.rollout.server_engine import openai_messages
 from minnow.serve.answering import Finished, answer
 from minnow.serve.bodies import Ask, prompt_text
 from minnow.serve.errors import ApiError
 from minnow.serve.guarded import Taken
 from minnow.serve.links import Breaker, RetryBudget, Speed, battery
 from minnow.serve.personal import personal_data
-from minnow.serve.policy import Decision, Facts, Policy, choose, reconsider, threshold_of
+from minnow.serve.policy import Decision, Facts, Policy, choose, closed, reconsider, threshold_of
 from minnow.serve.probe import load_probe
 from minnow.serve.source import Piece, Prompt, Turn
 from minnow.serve.upstream import UpstreamSource
@@ -117,7 +119,41 @@ class Router:
         """
         end = time.monotonic() + left
         self._retries.request()
-        facts = self.facts(ask, prompt, left)
+        facts, shown = self.facts(ask, prompt, left), ""
+        async with aclosing(self._chosen(ask, prompt, facts, end, local)) as parts:
+            async for part in parts:
+                shown += part.text if isinstance(part, Piece) else ""
+                if isinstance(part, Routed) and part.finished.reason == "loop" and part.action == "local":
+                    now = replace(facts, left=end - time.monotonic(), open=self.breaker.open)
+                    if ask.route == "auto" and closed(self.policy, now) is None:
+                        await parts.aclose()  # its slot is free
+                        async with aclosing(self._after_loop(ask, part, shown, end)) as others:
+                            async for other in others:
+                                yield other
+                        return
+                yield part
+
+    async def _after_loop(
+        self, ask: Ask, given_up: Routed, shown: str, end: float
+    ) -> AsyncGenerator[Piece | Taken | Looked | Routed]:
+        """What follows a local answer that the guard gave up at a loop's onset: the cloud goes on from there."""
+        tried = [*given_up.tried, "cloud"]
+        decision = Decision("local", f"{given_up.reason}; it looped and was ended in the cloud", None)
+        try:
+            async with aclosing(self._cloud(ask, end, shown)) as parts:
+                async for part in parts:
+                    if isinstance(part, Finished):
+                        here = given_up.finished
+                        part = replace(part, rewinds=here.rewinds, discarded=here.discarded, trimmed=here.trimmed)
+                    yield self._shown(part, ask, decision, tried)
+        except ApiError as error:
+            yield replace(given_up, reason=f"{given_up.reason}; it looped, but {error.message}", tried=tuple(tried))
+
+    async def _chosen(
+        self, ask: Ask, prompt: Prompt, facts: Facts, end: float, local: Local
+    ) -> AsyncGenerator[Piece | Taken | Looked | Routed]:
+        """The answer by the way that is chosen."""
+        left = facts.left
         # Past this moment the cloud would leave the local model no time to stand in; without that it has all there is.
         latest = end - facts.local if facts.local < left else end
         decision, tried = choose(self.policy, facts), []
@@ -126,8 +162,16 @@ class Router:
             held: list[Part] = []
             looks = self.threshold is not None and ask.route == "auto"
             wanted = max(ask.logprobs or 0, 2) if looks else ask.logprobs
-            async with aclosing(local(ask, "", wanted)) as parts:
+            offers = self.policy.signal.asks and facts.searches and ask.route == "auto"
+            calls: Sequence[Call] = ()
+            async with aclosing(local(self._offered(ask) if offers else ask, "", wanted)) as parts:
                 async for part in parts:
+                    if offers and isinstance(part, Finished) and part.calls:
+                        decision, calls = (
+                            Decision("search", "the local model asked to search", decision.closed),
+                            part.calls,
+                        )
+                        break
                     if looks:
                         held.append(part)
                         enough = self._probe.tokens if self._probe is not None else self.policy.signal.tokens
@@ -135,7 +179,9 @@ class Router:
                             continue
                         looks = False
                         signal = await self._signal(prompt, held)
-                        now = replace(facts, left=end - time.monotonic(), open=self.breaker.open)
+                        # A model that could have asked for the search has not.
+                        searches = facts.searches and not offers
+                        now = replace(facts, left=end - time.monotonic(), open=self.breaker.open, searches=searches)
                         decision = reconsider(self.policy, now, decision, signal, self.threshold)
                         if decision.action != "local":
                             break
@@ -146,7 +192,7 @@ class Router:
                 if decision.action == "local":
                     return
                 # The local answer waits where it is, and goes on if there is none elsewhere.
-                async with aclosing(self._elsewhere(ask, decision, tried, latest, local, parts)) as others:
+                async with aclosing(self._elsewhere(ask, decision, tried, latest, local, parts, calls)) as others:
                     async for other in others:
                         if isinstance(other, ApiError):
                             decision = Decision("local", f"{decision.reason}, but {other.message}", other.message)
@@ -204,16 +250,18 @@ class Router:
         latest: float,
         local: Local,
         waiting: AsyncGenerator[Part] | None = None,
+        calls: Sequence[Call] = (),
     ) -> AsyncGenerator[Piece | Taken | Looked | Routed | ApiError]:
         """The answer by search or from the cloud; an ApiError in its place where nothing of it has been shown.
 
-        ``waiting`` is a local answer in reserve: it holds a slot, and is given up before another needs one.
+        ``waiting`` is a local answer in reserve: it holds a slot, and is given up before another needs one; ``calls`` are the
+        searches it asks for.
         """
         if decision.action == "search":
             if waiting is not None:
                 await waiting.aclose()
             tried.append("search")
-            async with aclosing(self._search(ask, local)) as parts:
+            async with aclosing(self._search(ask, local, calls)) as parts:
                 async for part in parts:
                     yield self._shown(part, ask, decision, tried)
             return
@@ -239,29 +287,42 @@ class Router:
                 async for more in rest:
                     yield self._shown(more, ask, broken, tried)
 
-    async def _search(self, ask: Ask, local: Local) -> AsyncGenerator[Piece | Taken | Looked | Finished]:
-        """The local model with the server's own tools: its calls are made here, and it answers in the end."""
-        asked = replace(ask, tools=tuple(tool.schema() for tool in self._tools))
+    def _offered(self, ask: Ask) -> Ask:
+        """``ask`` with the server's own tools."""
+        body = ask.body | {"tools": [tool.function_schema() for tool in self._tools]}
+        return replace(ask, tools=tuple(tool.schema() for tool in self._tools), body=body)
+
+    async def _search(
+        self, ask: Ask, local: Local, calls: Sequence[Call]
+    ) -> AsyncGenerator[Piece | Taken | Looked | Finished]:
+        """The local model with the server's own tools: its calls are made here, and it answers in the end.
+
+        ``calls``: those it has made already.
+        """
+        asked, looked = self._offered(ask), list[dict[str, Any]]()
         for turn in range(_MOST_SEARCHES + 1):
             if turn == _MOST_SEARCHES:
-                asked = replace(asked, tools=())
-            async with aclosing(local(asked, "", ask.logprobs)) as parts:
-                async for part in parts:
-                    if not isinstance(part, Finished) or not part.calls:
-                        yield part
-                        if isinstance(part, Finished):
-                            return
-                        continue
-                    said = {"role": "assistant", "content": render_calls(part.calls)}
-                    results = []
-                    for call in part.calls:
-                        result, _ = await asyncio.to_thread(call_tool, self._tools, call, _RESULT)
-                        yield Looked(call, result)
-                        results.append({"role": "tool", "content": result})
-                    asked = replace(asked, messages=(*(asked.messages or ()), said, *results))
+                body = {name: value for name, value in asked.body.items() if name != "tools"}
+                asked, calls = replace(asked, tools=(), body=body), ()
+            if not calls:
+                async with aclosing(local(asked, "", ask.logprobs)) as parts:
+                    async for part in parts:
+                        if isinstance(part, Finished) and part.calls:
+                            calls = part.calls
+                        else:
+                            yield part
+                if not calls:
+                    return
+            looked.append({"role": "assistant", "content": render_calls(calls)})
+            for call in calls:
+                result, _ = await asyncio.to_thread(call_tool, self._tools, call, _RESULT)
+                looked.append({"role": "tool", "content": neutral(result)})
+                yield Looked(call, looked[-1]["content"])
+            body = asked.body | {"messages": [*ask.body["messages"], *openai_messages(looked)]}
+            asked, calls = replace(asked, messages=(*(ask.messages or ()), *looked), body=body), ()
 
-    async def _cloud(self, ask: Ask, latest: float) -> AsyncGenerator[Piece | Taken | Finished]:
-        """The cloud's answer, tried again while nothing of it has come.
+    async def _cloud(self, ask: Ask, latest: float, begun: str = "") -> AsyncGenerator[Piece | Taken | Finished]:
+        """The cloud's answer, or what follows ``begun`` in it; tried again while nothing of it has come.
 
         Raises:
             ApiError: it has failed, or is too slow.
@@ -275,7 +336,7 @@ class Router:
             self.breaker.start()
             start, first, finished = time.monotonic(), None, False
             try:
-                turn = Turn("", ask.temperature, ask.seed or 0, logprobs=ask.logprobs)
+                turn = Turn(begun, ask.temperature, ask.seed or 0, logprobs=ask.logprobs)
                 async with aclosing(answer(self.cloud, prompt, turn, None, 0)) as parts:
                     while True:
                         patience = min(

@@ -20,11 +20,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 MOST_SCHEMA_CHARACTERS, MOST_SCHEMA_DEPTH = 16_384, 16
+MOST_ENTRIES = 10_000  # of an array, and characters of a string: a billion would keep llama.cpp busy for minutes
 # What llama.cpp's grammar can hold an answer to; it drops a schema it does not understand, and says nothing.
 _NOTES = {"title", "description", "default", "examples", "$schema", "$id", "strict"}
 _LOGIC = {"anyOf", "oneOf", "allOf", "enum", "const", "$ref", "$defs", "definitions", "type"}
 _PARTS = {"properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems"}
 _VALUES = {"minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+_SIZES = {"minLength", "maxLength", "minItems", "maxItems"}
+_SIMPLE = {"pattern": "string", "format": "string", "$ref": "string", "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number"}  # fmt: skip
 _KEYWORDS = _NOTES | _LOGIC | _PARTS | _VALUES
 
 
@@ -104,6 +107,9 @@ def _check_keywords(schema: Any, path: str, depth: int) -> None:
                 _check_keywords(part, join(where, name), depth + 1)
         elif word in ("items", "additionalProperties"):
             _check_keywords(value, where, depth + 1)
+        elif word in _SIZES or word in _SIMPLE:
+            kind = _SIMPLE.get(word, "integer")
+            check(value, {"type": kind} | ({"minimum": 0, "maximum": MOST_ENTRIES} if word in _SIZES else {}), where)
         elif word in ("anyOf", "oneOf", "allOf", "prefixItems", "enum", "required"):
             if not isinstance(value, list) or not value and word != "required":
                 raise _fault(where, "must be a list", "invalid_schema")

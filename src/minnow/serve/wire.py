@@ -109,7 +109,7 @@ class Reply:
         choice["logprobs"] = self._listed(list(piece.logprobs)) if piece is not None else None
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return head | {"choices": [choice]}
+        return head | {"choices": [choice]} | ({"usage": None} if self.ask.usage_in_stream else {})
 
     def _listed(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
         if self.ask.logprobs is None:
