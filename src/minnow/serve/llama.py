@@ -23,7 +23,6 @@ from minnow.serve.local import prepare
 from minnow.serve.sessions import Sessions
 from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
-
 _SCHEMAS = 1000  # that are remembered to have been tried
 
 
