@@ -104,6 +104,7 @@ def test_a_name_that_leads_inside_is_refused_even_beside_a_public_address(resolv
         ("http://example.com", "example.com", 80, "/"),
         ("https://EXAMPLE.com./a/b?c=d#e", "example.com", 443, "/a/b?c=d"),
         ("http://bücher.example:8080/", "xn--bcher-kva.example", 8080, "/"),
+        ("http://example.com/wiki/Zürich?q=ä%20b", "example.com", 80, "/wiki/Z%C3%BCrich?q=%C3%A4%20b"),
         ("http://93.184.216.34/x", PUBLIC, 80, "/x"),
         ("http://[2606:2800:220:1:248:1893:25c8:1946]/", "2606:2800:220:1:248:1893:25c8:1946", 80, "/"),
         ("http://[::ffff:93.184.216.34]/", "::ffff:5db8:d822", 80, "/"),
@@ -193,6 +194,16 @@ def test_a_page_comes_from_the_address_that_was_checked() -> None:
         page = served.fetcher().get("http://example.com/a?b=c")
     assert (page.body, page.content_type, page.charset, page.cut) == (b"\xe9", "text/html", "latin-1", False)
     assert served.connected == [(PUBLIC, 80)] and served.hosts == ["example.com"] and served.paths == ["/a?b=c"]
+
+
+def test_addresses_and_redirects_in_other_letters_are_fetched() -> None:
+    def answer(handler: Any) -> None:
+        there = "/Z%C3%BCrich" in handler.path
+        say(handler, b"there") if there else say(handler, status=302, Location="/Zürich x".encode().decode("latin-1"))
+
+    with site(answer) as served:
+        assert served.fetcher().get("http://bücher.example/ä").body == b"there"
+    assert served.paths == ["/%C3%A4", "/Z%C3%BCrich%20x"] and served.looked_up == ["xn--bcher-kva.example"] * 2
 
 
 def test_a_name_is_looked_up_once_so_it_cannot_change_its_mind() -> None:

@@ -109,6 +109,38 @@ def test_the_passages_that_answer_are_shown_with_their_place() -> None:
     assert best_passages(text, "qqq", 500)[0].start == 0 and best_passages("", "x", 500) == []
 
 
+def test_markup_that_readers_disagree_on() -> None:
+    for source, seen in {
+        '<p title="a > b">x': "x",
+        "<p title='don't>x</p>y": "x\ny",
+        "1 < 2 and 3 <4": "1 < 2 and 3 <4",
+        "<p>a<b<i>c": "ac",
+        "a<!-- > -- b --> c <!-- d": "a c",
+        "<script>if (a<b) '<svg>'</SCRIPT >x": "x",
+        '<p class="hidden">x<p HIDDEN>y</p>z': "x\nz",
+        '<div STYLE="a:b; Display : None">x<div>y</div>z</div>w': "w",
+        "<svg><g><svg></svg>a</g>b</svg>c": "c",
+        "&#" + "9" * 5000 + ";&#x" + "f" * 5000 + "; &#50000000; &amp;lt; &#65;": "\ufffd\ufffd \ufffd &lt; A",
+    }.items():
+        assert html_text(source)[1] == seen, source
+
+
+HOSTILE = ["<a ", "<a b='", "<!--", "<!-- -", "</", "<?", "<!x ", "<![CDATA[", "&", "&#", "<script>", "</scrip", "<title>",
+           "<p style='display   ", "<svg>", "<a b=\"x\n", "<p a = = ", "<svg></x>"]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_a_hostile_page_is_read_in_time(part: str) -> None:
+    def seconds(size: int) -> float:
+        started = time.process_time()
+        for source in (part * (size // len(part)), "<svg>" * (size // 10) + part * (size // 2 // len(part)), part * (size // len(part)) + ">"):
+            html_text(source)
+        return time.process_time() - started
+
+    seconds(1000)
+    assert seconds(200_000) < 40 * seconds(10_000) + 0.5  # 400 times as long where it is quadratic
+
+
 def test_a_long_page_is_read_in_time() -> None:
     started = time.process_time()
     page = page_of("x", ("<p>" + "word " * 200).encode() * 2000, "text/html")

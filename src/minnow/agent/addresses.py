@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 Resolve = Callable[[str, int], Sequence[str]]
 """The IP addresses of a host name."""
@@ -34,6 +34,8 @@ _CLOSED_V6 = tuple(
 _TRANSLATED = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))  # an IPv4 address in the last 32 bits
 _CLOSED_NAMES = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "private", "arpa")
 _PORTS = {80, 443, 8080, 8443}
+SAFE = "%/?#[]@!$&'()*+,;=:~-._"
+"""What an address holds beside letters and digits; anything else in it is written as the bytes of UTF-8, in per cent."""
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -106,7 +108,7 @@ def target_of(url: str, resolve: Resolve, named_by_user: bool = False) -> Target
     if not named_by_user and not all(is_public(_address(each)) for each in found):
         raise AddressError(f"{host} is not an address of the public internet.")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(parts.scheme, host, port, path, found)
+    return Target(parts.scheme, host, port, quote(path, safe=SAFE, errors="replace"), found)
 
 
 def system_resolve(host: str, port: int) -> list[str]:

@@ -13,12 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin
 
-from minnow.agent.addresses import AddressError, Resolve, Target, system_resolve, target_of
+from minnow.agent.addresses import SAFE, AddressError, Resolve, Target, system_resolve, target_of
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TYPES = ("text/", "application/xhtml", "application/xml", "application/json", "application/pdf")
 _CHUNK = 1 << 16
-_SAFE = "%/?#[]@!$&'()*+,;=:~-._"
 
 
 class FetchError(Exception):
@@ -80,7 +79,7 @@ class Fetcher:
             ) as reply:
                 place = reply.getheader("Location")
                 if reply.status in _REDIRECTS and place:
-                    url = quote(urljoin(url, place), safe=_SAFE)
+                    url = urljoin(url, quote(place.encode("latin-1"), safe=SAFE))  # as headers are read
                     continue
                 return self._page(url, reply)
         raise FetchError(f"more than {self.limits.redirects} redirects.")
