@@ -133,7 +133,11 @@ HOSTILE = ["<a ", "<a b='", "<!--", "<!-- -", "</", "<?", "<!x ", "<![CDATA[", "
 def test_a_hostile_page_is_read_in_time(part: str) -> None:
     def seconds(size: int) -> float:
         started = time.process_time()
-        for source in (part * (size // len(part)), "<svg>" * (size // 10) + part * (size // 2 // len(part)), part * (size // len(part)) + ">"):
+        for source in (
+            part * (size // len(part)),
+            "<svg>" * (size // 10) + part * (size // 2 // len(part)),
+            part * (size // len(part)) + ">",
+        ):
             html_text(source)
         return time.process_time() - started
 

@@ -114,6 +114,13 @@ def test_schema(value: Any, faults: list[str]) -> None:
         ({"$ref": "#/$defs/none"}, "leads nowhere"),
         ({"anyOf": {}}, "a list of schemas"),
         ({"if": {}}, "schema.if is not understood"),
+        ({"required": "room"}, "schema.required: expected a list"),
+        ({"enum": 5}, "schema.enum: expected a list"),
+        ({"minimum": "a"}, "'a' is no limit"),
+        ({"maxLength": 1.5}, "no limit"),
+        ({"items": {"multipleOf": 0}}, "schema.items.multipleOf: 0 is no limit; write a number above 0"),
+        ({"pattern": "("}, "no regular expression"),
+        ({"pattern": 5}, "no regular expression"),
     ],
 )
 def test_a_schema_that_cannot_be_checked_is_refused(schema: Any, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -87,8 +88,13 @@ def raises(answer: Any, text: str) -> Score:
     raise ZeroDivisionError("no luck")
 
 
+def leaves(answer: Any, text: str) -> Score:
+    sys.exit(3)
+
+
 @pytest.mark.parametrize(
-    "verify", [raises, lambda a, t: None, lambda a, t: Score(2.0, True, ""), lambda a, t: Score(float("nan"), True, "")]
+    "verify",
+    [raises, leaves, lambda a, t: None, lambda a, t: Score(2.0, True, ""), lambda a, t: Score(float("nan"), True, "")],
 )
 def test_a_verifier_that_fails_is_a_fault_not_an_end(verify: Any) -> None:
     Task("faulty", lambda split, n: [], verify)

@@ -143,7 +143,8 @@ class _Reader:
     def start(self, tag: str, attributes: str) -> None:
         # What a reader does not see is no part of the page: it is where instructions to models hide.
         unseen = any(
-            found["name"].lower() == "hidden" or (found["name"].lower() == "style" and _UNSEEN.search(found["value"] or ""))
+            found["name"].lower() == "hidden"
+            or (found["name"].lower() == "style" and _UNSEEN.search(found["value"] or ""))
             for found in _ATTRIBUTE.finditer(attributes)
         )
         if tag not in _VOID and (tag in _SKIPPED or unseen or self._skipped[tag]):

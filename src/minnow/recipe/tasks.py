@@ -180,7 +180,7 @@ def _python_task(path: Path) -> Task:
         found = runpy.run_path(str(path)).get("task")
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} cannot be run as a task ({type(error).__name__}: {error}); correct it") from error
     if not isinstance(found, Task):
         raise UserError(f"{path} makes no task; write task = Task(...) at its top level")

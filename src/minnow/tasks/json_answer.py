@@ -150,8 +150,25 @@ class Schema:
                         raise UserError(f"{below}: {name!r} is no JSON type; use {', '.join(_TYPES)}")
             elif key == "$ref":
                 self._target(given, below)
-            elif key not in _ANNOTATIONS | _LIMITS.keys() | {"enum", "const", "required"}:
+            elif key in _LIMITS:
+                self._check_limit(key, given, below)
+            elif key in ("enum", "required"):
+                if not isinstance(given, list):
+                    raise UserError(f"{below}: expected a list, got {given!r}")
+            elif key not in _ANNOTATIONS | {"const"}:
                 raise UserError(f"{below} is not understood here; leave the keyword out of the schema")
+
+    @staticmethod
+    def _check_limit(key: str, given: Any, path: str) -> None:
+        if key == "pattern":
+            try:
+                re.compile(given)
+            except (TypeError, re.error) as error:
+                raise UserError(f"{path}: {given!r} is no regular expression ({error})") from error
+            return
+        kinds = (int, float) if _LIMITS[key][0] == "number" else int
+        if isinstance(given, bool) or not isinstance(given, kinds) or (key == "multipleOf" and given <= 0):
+            raise UserError(f"{path}: {given!r} is no limit; write a number{' above 0' if key == 'multipleOf' else ''}")
 
     @staticmethod
     def _mapping(given: Any, path: str) -> dict[str, Any]:

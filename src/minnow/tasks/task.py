@@ -111,7 +111,7 @@ def judge(example: Example, text: str) -> Score:
         score = _VERIFIERS[example.task](example.answer, spoken(text))
         if not (isinstance(score, Score) and 0 <= score.value <= 1):
             raise TypeError(f"it returned {score!r}, not a Score with a value in [0, 1]")
-    except Exception as error:  # noqa: BLE001  a verifier may be anybody's code, and there are other answers to score
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a verifier may be anybody's code, and there are other answers
         said = f"{type(error).__name__}: {error}"[:300]
         return Score(0.0, False, f"the verifier failed ({said})", fault=said)
     return score
