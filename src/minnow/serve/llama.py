@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from minnow.serve.local import prepare
 from minnow.serve.sessions import Sessions
 from minnow.serve.source import Ended, Piece, Prompt, Turn, connections
 
+_DYING = 5.0  # seconds that a process whose connections failed is given to be gone
 _SCHEMAS = 1000  # that are remembered to have been tried
 
 
@@ -121,11 +123,11 @@ class LlamaSource:
 
     async def hidden(self, prompt: Prompt, text: str) -> np.ndarray:
         assert prompt.ids is not None
-        ids = [*prompt.ids, *self.tokenizer.encode_chat(text)]
+        ids, server = [*prompt.ids, *self.tokenizer.encode_chat(text)], self._server
         try:
-            response = await self._client.post(f"{self.url}/embedding", json={"content": ids})
+            response = await self._client.post(f"{server.url}/embedding", json={"content": ids})
         except httpx.HTTPError as error:
-            raise await self._died() from error
+            raise await self._died(server) from error
         if response.status_code != 200:
             raise _refused(response.status_code, response.text)
         return np.array(response.json()[0]["embedding"], np.float32)
@@ -201,8 +203,9 @@ class LlamaSource:
         self._held.add(schema)
 
     async def _complete(self, body: dict[str, Any], logprobs: int | None) -> AsyncGenerator[Piece | Ended]:
+        server = self._server
         try:
-            async with self._client.stream("POST", f"{self.url}/completion", json=body) as response:
+            async with self._client.stream("POST", f"{server.url}/completion", json=body) as response:
                 if response.status_code != 200:
                     raise _refused(response.status_code, (await response.aread()).decode(errors="replace"))
                 async for some in events(response.aiter_raw()):
@@ -229,11 +232,15 @@ class LlamaSource:
                         return
             raise ApiError(502, "llama.cpp's answer broke off")
         except httpx.HTTPError as error:
-            raise await self._died() from error
+            raise await self._died(server) from error
 
-    async def _died(self) -> ApiError:
-        """Start the process again if it has gone; what to tell the client."""
+    async def _died(self, server: LlamaServer) -> ApiError:
+        """Start the process again if it has gone; what to tell the client whom it failed."""
         async with self._starting:
+            # Its connections are gone before it is, on a busy machine by much.
+            late = time.monotonic() + _DYING
+            while self._server is server and not server.ended and time.monotonic() < late:
+                await asyncio.sleep(0.02)
             if self._server.ended:
                 await asyncio.to_thread(self._server.close)
                 self._server = await asyncio.to_thread(self._start)
