@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minnow.errors import UserError
+from minnow.serve.answering import Finished
+from minnow.serve.bodies import Ask
 from minnow.serve.links import Breaker, RetryBudget, Speed, battery
 from minnow.serve.personal import personal_data
 from minnow.serve.policy import (
@@ -23,6 +26,8 @@ from minnow.serve.policy import (
     reconsider,
     threshold_of,
 )
+from minnow.serve.router import Router
+from minnow.serve.source import Prompt
 
 OPEN = Policy(cloud=Cloud("http://cloud/v1", "big"), signal=Signal(threshold=-0.5), least_battery=20)
 
@@ -110,6 +115,9 @@ def test_the_conformal_threshold_bounds_the_bad_answers_that_are_kept() -> None:
         ("SSN 123-45-6789", "a social security number"),
         ("call +49 30 901820 or", "a phone number"),
         ("call (212) 555-0147", "a phone number"),
+        ("call 212-555-0147.", "a phone number"),
+        ("call 1.212.555.0147", "a phone number"),
+        ("part 212-555-01479, range 100-200-3000", None),
         ("The road is 268 miles long, built 1611, costs 3.50 and 12-14 days.", None),
     ],
 )
@@ -168,3 +176,29 @@ def test_a_policy_is_read_strictly(tmp_path: Path) -> None:
     file.write_text("cloud: {url: http://x/v1, modell: big}\n")
     with pytest.raises(UserError, match="did you mean model"):
         load_policy(file)
+    for wrong in ("prefill: 0", "cloud: {url: http://x/v1, model: big, failures: 0}"):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match="policy.yaml"):
+            load_policy(file)
+
+
+def test_the_local_time_is_that_of_what_has_to_be_read_and_written(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    speeds = {"prefill": [{"tokens_per_second": 100.0}] * 2, "decode": [{"tokens_per_second": 10.0}]}
+    profile.write_text(json.dumps({"files": [speeds, {}]}))
+    router = Router(Policy(profile=profile), None, slots=2)
+    ask = Ask({}, ())
+
+    def local(ids: tuple[int, ...], answer: int = 1) -> float:
+        return router.facts(ask, Prompt(ask, answer, ids), 60.0).local
+
+    talk = tuple(range(300))
+    assert local(talk) == pytest.approx(0.1 + 3.0 + 0.1) and local((), 20) == pytest.approx(0.1 + 2.0)
+    for _ in range(60):  # twice as fast as the profile says, and half a second before anything
+        timings = {"ttft_ms": 2000.0, "total_ms": 3000.0, "prompt_ms": 1500.0, "prompt_n": 300}
+        router.note(Prompt(ask, 9, talk), Finished("stop", (), "", {"completion_tokens": 21}, timings))
+    assert local((7, *talk)) == pytest.approx(0.5 + 301 / 200 + 1 / 20, rel=1e-3)
+    assert local((*talk, 1, 2)) == pytest.approx(0.5 + 2 / 200 + 1 / 20, rel=1e-3)  # the rest has been read
+    profile.write_text("{}")
+    with pytest.raises(UserError, match="no profile"):
+        Router(Policy(profile=profile), None)

@@ -58,7 +58,7 @@ class Desk:
     ) -> None:
         self.local, self.cloud, self.settings, self.metrics = local, cloud, settings, metrics
         self.queue = FairQueue(local.slots, settings.queue)
-        self.router = Router(policy or Policy(), cloud, tools, self.queue.wait_seconds, local.hidden)
+        self.router = Router(policy or Policy(), cloud, tools, self.queue.wait_seconds, local.hidden, local.slots)
         metrics.counter("minnow_answers_total", "Answers by the way they went and how they ended.")
         metrics.counter("minnow_tokens_total", "Tokens read and written.")
         metrics.counter("minnow_loops_total", "Loops caught, answers that recovered, answers given up.")
@@ -148,8 +148,7 @@ class Desk:
             async with aclosing(answer(self.local, prompt, turn, settings.guard, settings.hold)) as parts:
                 async for part in parts:
                     if isinstance(part, Finished):
-                        seconds = (part.timings["ttft_ms"] / 1000, part.timings["total_ms"] / 1000)
-                        self.router.here.note(*seconds, part.usage["completion_tokens"])
+                        self.router.note(prompt, part)
                         part = replace(part, timings=part.timings | {"queue_ms": 1000 * waited})
                     yield part
 

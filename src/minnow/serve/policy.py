@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from minnow.data.table import read_rows
 from minnow.errors import UserError
+from minnow.files import read_json
 from minnow.recipe.mapping import from_mapping
 from minnow.recipe.schema import load_yaml
 from minnow.serve.bodies import Action
@@ -36,6 +38,12 @@ class Cloud:
     failures: int = 3
     pause: float = 15.0
     megabytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.first_token, self.stall) <= 0 or self.retries < 0 or self.failures < 1 or self.pause < 0:
+            raise UserError(
+                "first_token and stall of a cloud are above 0 seconds, failures at least 1, retries and pause at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Policy:
     offline: never use the cloud.
     least_battery: per cent of charge below which the cloud answers, where it may.
     prefill, decode: tokens per second of the local model until the server has measured its own.
+    profile: what ``minnow profile --json`` printed on this device; its first model's speeds take the place of these two.
     """
 
     cloud: Cloud | None = None
@@ -84,6 +93,11 @@ class Policy:
     least_battery: int | None = None
     prefill: float = 500.0
     decode: float = 50.0
+    profile: Path | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.prefill, self.decode) <= 0:
+            raise UserError(f"prefill {self.prefill} and decode {self.decode} are tokens per second; use more than 0")
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,24 @@ def reconsider(
         return Decision("search", unsure, decision.closed)
     shut = decision.closed or closed(policy, facts)
     return Decision("cloud", unsure, None) if shut is None else Decision(decision.action, f"{unsure}, but {shut}", shut)
+
+
+def pace_of(policy: Policy) -> tuple[float, float]:
+    """Tokens a second that the local model reads and writes, as far as the policy knows.
+
+    Raises:
+        UserError: its profile is none.
+    """
+    if policy.profile is None:
+        return policy.prefill, policy.decode
+    try:
+        first = read_json(policy.profile)["files"][0]
+        prefill, decode = (
+            median(float(each["tokens_per_second"]) for each in first[part]) for part in ("prefill", "decode")
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{policy.profile} is no profile; write one with 'minnow profile MODEL --json'") from error
+    return prefill, decode
 
 
 def conformal_threshold(signals: Sequence[float], good: Sequence[bool], risk: float) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,14 @@ from minnow.serve.errors import ApiError
 from minnow.serve.guarded import Taken
 from minnow.serve.links import Breaker, RetryBudget, Speed, battery
 from minnow.serve.personal import personal_data
-from minnow.serve.policy import Decision, Facts, Policy, choose, closed, reconsider, threshold_of
+from minnow.serve.policy import Decision, Facts, Policy, choose, closed, pace_of, reconsider, threshold_of
 from minnow.serve.probe import load_probe
 from minnow.serve.source import Piece, Prompt, Turn
 from minnow.serve.upstream import UpstreamSource
 
 _MOST_SEARCHES = 4
 _RESULT = 2000  # characters of a search's result
+_WEIGHT, _LEAST_READ = 0.2, 32  # of the latest answer in the mean speed of reading; tokens that tell of it
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Router:
         waits: seconds a new request would wait for the local model.
         hidden: what the local model has made of the beginning of an answer
             (:meth:`minnow.serve.source.Source.hidden`), for a policy with a probe.
+        slots: conversations that the local model keeps what it has read of.
     """
 
     def __init__(
@@ -74,12 +78,15 @@ class Router:
         tools: Sequence[Tool] = (),
         waits: Callable[[], float] = lambda: 0.0,
         hidden: Callable[[Prompt, str], Awaitable[np.ndarray]] | None = None,
+        slots: int = 1,
     ) -> None:
         self.policy, self.cloud, self._tools, self._waits = policy, cloud, list(tools), waits
         self.threshold = threshold_of(policy.signal)
         self._probe = load_probe(policy.signal.probe) if policy.signal.probe is not None else None
         self._hidden = hidden
-        self.here = Speed(0.1, policy.decode)
+        self._prefill, decode = pace_of(policy)
+        self._read = deque[tuple[int, ...]](maxlen=slots)  # the latest prompts
+        self.here = Speed(0.1, decode)
         self.there = Speed(1.0, 60.0)
         self._timed = -math.inf  # when the cloud was last seen to answer
         settings = policy.cloud
@@ -88,7 +95,9 @@ class Router:
 
     def facts(self, ask: Ask, prompt: Prompt, left: float) -> Facts:
         """What is known of a request now; ``left``: seconds until its deadline."""
-        read = len(prompt.ids or ()) / self.policy.prefill
+        ids = prompt.ids or ()
+        kept = max((len(commonprefix([ids, other])) for other in self._read), default=0)
+        read = (len(ids) - kept) / self._prefill
         limit = self.policy.cloud.megabytes if self.policy.cloud else None
         sent = self.cloud.sent_bytes if self.cloud else 0
         # Looked for only where it decides something: a long text takes a while.
@@ -108,6 +117,16 @@ class Router:
             left=left,
             searches=bool(self._tools) and not ask.tools and ask.schema is None and ask.messages is not None,
         )
+
+    def note(self, prompt: Prompt, finished: Finished) -> None:
+        """Learn from a local answer how fast the model reads and writes, and what it has read."""
+        timings, new = finished.timings, finished.timings.get("prompt_n", 0)
+        reading = timings.get("prompt_ms", 0.0) / 1000
+        if reading > 0 and new >= _LEAST_READ:
+            self._prefill += _WEIGHT * (new / reading - self._prefill)
+        first, seconds = timings["ttft_ms"] / 1000 - reading, timings["total_ms"] / 1000 - reading
+        self.here.note(first, seconds, finished.usage["completion_tokens"])
+        self._read.append(prompt.ids or ())
 
     async def events(
         self, ask: Ask, prompt: Prompt, left: float, local: Local
