@@ -64,9 +64,11 @@ def tokenize(
     parts = (
         [(out, False, fill_in), (f"{out.rstrip('/')}/{HELD_OUT}", True, 0.0)] if hold_out else [(out, None, fill_in)]
     )
+    # Lengths of the files on this machine: what is tokenised must not change under way.
+    sizes = [[file, os.path.getsize(file) if os.path.isfile(file) else None] for file in names]
     made = {}
     for folder, held_out, share in parts:
-        described = {"files": _sizes(names), "text": text_field, "difficulty": difficulty_field, "held_out": held_out}
+        described = {"files": sizes, "text": text_field, "difficulty": difficulty_field, "held_out": held_out}
         made[folder] = tokenize_corpus(
             read_files(names, text_field, difficulty_field, held_out),
             words,
@@ -154,11 +156,6 @@ def _files(patterns: tuple[str, ...]) -> list[str]:
     if not patterns:
         raise UserError("name at least one file, pattern or URL of text")
     return [file for pattern in patterns for file in expand(pattern)]
-
-
-def _sizes(files: list[str]) -> list[list[Any]]:
-    """Names and, of files on this machine, lengths: what is tokenised must not change under way."""
-    return [[file, os.path.getsize(file) if os.path.isfile(file) else None] for file in files]
 
 
 def _numbers(corpus: Corpus) -> dict[str, Any]:

@@ -120,12 +120,12 @@ def _count(text: str, flag: str) -> float:
     return value
 
 
-def short_training(data: Path | None, shrink: int = _SHRINK) -> Train:
-    """Trains designs at a ``shrink``th of their width on the text of ``data``, or the pocket world's."""
+def short_training(data: Path | None) -> Train:
+    """Trains designs at a quarter of their width on the text of ``data``, or the pocket world's."""
     from minnow.device.design_quality import ShortTraining
 
     short = ShortTraining(_documents(data))
-    return Train(f"{short.digest}/{shrink}", lambda one, tokens: short.loss(one.config(shrink), tokens))
+    return Train(f"{short.digest}/{_SHRINK}", lambda one, tokens: short.loss(one.config(_SHRINK), tokens))
 
 
 def _documents(data: Path | None) -> Iterator[str]:

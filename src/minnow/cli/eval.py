@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import ModelThreads, TokenizerFolder
-from minnow.cli.output import AsJson, columns, emit, names_in, warn
+from minnow.cli.output import AsJson, columns, emit, names_in, rate_cells, warn
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -176,9 +176,7 @@ def _text(document: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
-                f"{rate.count}/{rate.total}",
-                f"{rate.rate:.1%}",
-                f"{rate.low:.1%} to {rate.high:.1%}",
+                *rate_cells(rate),
                 f"{found['value']['mean']:.3f}",
                 f"{loops.rate:.1%} ({loops.low:.1%} to {loops.high:.1%})",
                 str(found["truncated"]),

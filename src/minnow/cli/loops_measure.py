@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from minnow.cli.models import ModelThreads, TokenizerFolder
-from minnow.cli.output import AsJson, columns, emit
+from minnow.cli.output import AsJson, columns, emit, rate_cells
 from minnow.cli.text_models import (
     NO_SERVER,
     ServerFlags,
@@ -205,15 +205,7 @@ def _by_task(rates: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, dict
 
 
 def _rate_row(name: str, rate: dict[str, Any], truncated: str = "", failed: str = "") -> list[str]:
-    found = Rate(rate["count"], rate["total"])
-    return [
-        name,
-        f"{found.count}/{found.total}",
-        f"{found.rate:.1%}",
-        f"{found.low:.1%} to {found.high:.1%}",
-        truncated,
-        failed,
-    ]
+    return [name, *rate_cells(Rate(rate["count"], rate["total"])), truncated, failed]
 
 
 def _words_of(rate: dict[str, Any]) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+if TYPE_CHECKING:
+    from minnow.loops import Rate
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="print one JSON document instead of text")]
 
@@ -31,6 +34,11 @@ def warn(warnings: Sequence[str]) -> None:
     """Write each different warning once to stderr."""
     for warning in dict.fromkeys(warnings):
         sys.stderr.write(f"minnow: warning: {warning}\n")
+
+
+def rate_cells(rate: Rate) -> list[str]:
+    """The counts, the share and its 95% interval, as three cells."""
+    return [f"{rate.count}/{rate.total}", f"{rate.rate:.1%}", f"{rate.low:.1%} to {rate.high:.1%}"]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

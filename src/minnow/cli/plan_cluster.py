@@ -29,6 +29,7 @@ from minnow.train.parallel import Parallel
 from minnow.train.ranks import joined
 
 _SHOWN = 8
+_ROUNDS = 15  # of a calibration
 
 
 def plan(
@@ -150,7 +151,7 @@ def _stage(recipe: Recipe, name: str | None) -> Any:
     return recipe.stages[name or names[0]].settings
 
 
-def _calibrate(job: Job, rows: tuple[int, int], file: Path, rounds: int = 15) -> None:
+def _calibrate(job: Job, rows: tuple[int, int], file: Path) -> None:
     low, high = rows
     if not 1 <= low < high:
         raise UserError(f"--rows {low} {high} are no two numbers; give a smaller one and a larger, such as 1 4")
@@ -159,8 +160,8 @@ def _calibrate(job: Job, rows: tuple[int, int], file: Path, rounds: int = 15) ->
         calibration = Calibration(job.config, job.length, rows, job.muon, peak_rss_bytes(), ranks)
         calibration.round()
         calibration.forget()
-        with track(rounds, "calibrate", "round") as progress:
-            for _ in range(rounds):
+        with track(_ROUNDS, "calibrate", "round") as progress:
+            for _ in range(_ROUNDS):
                 calibration.round()
                 progress.advance()
         found = calibration.measured(machine()["cpu"])

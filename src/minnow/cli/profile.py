@@ -67,7 +67,8 @@ def profile(
         context: tokens that operators read in prefill, and that lie before a decoded token.
     """
     if print_script:
-        emit({"script": device_script(prompts, depths, repeats)}, device_script(prompts, depths, repeats), as_json)
+        script = device_script(prompts, depths, repeats)
+        emit({"script": script}, script, as_json)
         return
     if operators:
         if models or read:

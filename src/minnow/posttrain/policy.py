@@ -11,9 +11,10 @@ import torch
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.evaluate.measure import answer_groups, score
+from minnow.loops import repeated_ngram_share
 from minnow.posttrain.curriculum import StepRecord
 from minnow.posttrain.pairs import cut_loop
-from minnow.posttrain.rewards import earned, find_reward, repetition
+from minnow.posttrain.rewards import earned, find_reward
 from minnow.rollout.records import Engine, Rollout, Sampling
 from minnow.tasks import Example
 from minnow.train.objectives import pack_sequences
@@ -71,7 +72,7 @@ def reward(example: Example, rollout: Rollout, settings: RolloutSettings, progre
     """What an answer earns, less the penalties at ``progress`` (0 to 1) of the steps."""
     penalty = settings.loop_penalty if rollout.finish_reason == "loop" else 0.0
     if settings.ngram_penalty:
-        penalty += settings.ngram_penalty * repetition(rollout.token_ids, settings.ngram)
+        penalty += settings.ngram_penalty * repeated_ngram_share(rollout.token_ids, settings.ngram)
     grown = min(1.0, progress / settings.penalties_by) if settings.penalties_by else 1.0
     return earned(example, rollout, settings.rewards) - grown * penalty
 

@@ -1,11 +1,11 @@
-"""What an answer earns in RL: plain functions by name, weighted, less penalties for repetition."""
+"""What an answer earns in RL: plain functions by name, weighted."""
 
 from __future__ import annotations
 
 import functools
 import math
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,3 @@ def earned(example: Example, rollout: Rollout, rewards: Mapping[str, float]) -> 
             raise UserError(f"reward {name} is no finite number for an answer to {example.id!r}; correct it")
         total += weight * value
     return total
-
-
-def repetition(ids: Sequence[int], n: int) -> float:
-    """Share of the n-grams of ``ids`` that occurred before, 0 to 1 (arXiv 2502.03373, appendix C.2).
-
-    Below n = 8 a good table scores higher than a doom loop at the end of a long answer.
-    """
-    count = len(ids) - n + 1
-    if count <= 0:
-        return 0.0
-    return 1 - len({tuple(ids[i : i + n]) for i in range(count)}) / count

@@ -65,7 +65,7 @@ def choose_muon(settings: OptimizerSettings, model: LanguageModel, tokens: int) 
     return replace(settings, muon=muon_cost(model, tokens) <= MUON_SHARE)
 
 
-def orthogonalise(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices by the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024).
 
     Args:
@@ -78,7 +78,7 @@ def orthogonalise(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.float().norm(dim=(1, 2), keepdim=True).to(x.dtype) + 1e-7)
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if tall else x

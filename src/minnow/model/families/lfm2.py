@@ -193,12 +193,16 @@ def _write_experts(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def tensors(config: ModelConfig) -> Iterator[Slot]:
+def tensors(config: ModelConfig, out: str = "out_proj", norms: str = "layernorm") -> Iterator[Slot]:
+    """``out`` and ``norms`` are in the names of attention's output projection and of its heads' norms."""
     yield from slots.ends(config, "model.embedding_norm.weight")
     for i, layer in enumerate(config.layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
         yield slots.same(ours + "mixer_norm", theirs + "operator_norm.weight")
         yield slots.same(ours + "feed_forward_norm", theirs + "ffn_norm.weight")
+        if config.sandwich:  # LFM3's
+            yield slots.same(ours + "mixer_out_norm", theirs + "post_operator_norm.weight")
+            yield slots.same(ours + "feed_forward_out_norm", theirs + "post_ffn_norm.weight")
         if isinstance(layer.feed_forward, Dense):
             names = ("w1", "w3", "w2")
             yield from slots.dense(ours + "feed_forward.", theirs + "feed_forward.", layer.feed_forward, names)
@@ -206,13 +210,9 @@ def tensors(config: ModelConfig) -> Iterator[Slot]:
             hidden = config.hidden_size
             yield from slots.experts(ours + "feed_forward.", theirs + "feed_forward.", layer.feed_forward, hidden)
         if isinstance(layer.mixer, Attention):
-            yield from slots.attention(ours + "mixer.", theirs + "self_attn.", layer.mixer, "out_proj", "layernorm")
+            yield from slots.attention(ours + "mixer.", theirs + "self_attn.", layer.mixer, out, norms)
         else:
-            yield from conv(ours + "mixer.", theirs + "conv.")
-
-
-def conv(ours: str, theirs: str) -> Iterator[Slot]:
-    """A gated short convolution."""
-    yield slots.same(ours + "in_proj.weight", theirs + "in_proj.weight")
-    yield slots.taps(ours + "conv", theirs + "conv.weight")
-    yield slots.same(ours + "out_proj.weight", theirs + "out_proj.weight")
+            mixer, conv = ours + "mixer.", theirs + "conv."
+            yield slots.same(mixer + "in_proj.weight", conv + "in_proj.weight")
+            yield slots.taps(mixer + "conv", conv + "conv.weight")
+            yield slots.same(mixer + "out_proj.weight", conv + "out_proj.weight")

@@ -19,8 +19,7 @@ from minnow.model.config import (
     Rope,
     ShortConv,
 )
-from minnow.model.families import slots
-from minnow.model.families.lfm2 import conv
+from minnow.model.families import lfm2
 from minnow.model.families.reading import attentions, common, expect, only, read_rope, refuse, write_common, write_rope
 from minnow.model.families.slots import Slot
 
@@ -88,18 +87,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(config: ModelConfig) -> Iterator[Slot]:
-    yield from slots.ends(config, "model.embedding_norm.weight")
-    for i, layer in enumerate(config.layers):
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        yield slots.same(ours + "mixer_norm", theirs + "operator_norm.weight")
-        yield slots.same(ours + "feed_forward_norm", theirs + "ffn_norm.weight")
-        if config.sandwich:
-            yield slots.same(ours + "mixer_out_norm", theirs + "post_operator_norm.weight")
-            yield slots.same(ours + "feed_forward_out_norm", theirs + "post_ffn_norm.weight")
-        assert isinstance(layer.feed_forward, Dense), "an 'lfm3' config has no experts"
-        names = ("w1", "w3", "w2")
-        yield from slots.dense(ours + "feed_forward.", theirs + "feed_forward.", layer.feed_forward, names)
-        if isinstance(layer.mixer, Attention):
-            yield from slots.attention(ours + "mixer.", theirs + "self_attn.", layer.mixer)
-        else:
-            yield from conv(ours + "mixer.", theirs + "conv.")
+    return lfm2.tensors(config, "o_proj", "norm")

@@ -123,7 +123,7 @@ def _by_task(measures: Sequence[dict[str, Any]], stages: list[tuple[str, dict[st
 
 def _examples(measures: Sequence[dict[str, Any]]) -> Markup | None:
     found = [(measure["stage"], example) for measure in measures for example in measure.get("examples") or []]
-    chosen = choose_examples(found)
+    chosen = _two_examples(found)
     if not chosen:
         return None
     cards = [
@@ -146,15 +146,12 @@ def _examples(measures: Sequence[dict[str, Any]]) -> Markup | None:
     return join(tag("h3", "What a loop looks like"), tag("div", cards, class_="pair"))
 
 
-def choose_examples(found: list[tuple[str, dict[str, Any]]], most: int = 2) -> list[tuple[str, dict[str, Any]]]:
-    """Up to ``most`` examples: from SFT if it has any, of different tasks where possible."""
+def _two_examples(found: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """From SFT if it has any, of different tasks where possible."""
     pool = [item for item in found if item[0] == "sft"] or found
-    chosen: list[tuple[str, dict[str, Any]]] = []
-    for item in pool:
-        if len(chosen) < most and item[1]["task"] not in [other["task"] for _, other in chosen]:
-            chosen.append(item)
-    chosen += [item for item in pool if item not in chosen][: most - len(chosen)]
-    return chosen
+    by_task = {item[1]["task"]: item for item in reversed(pool)}
+    different = [item for item in pool if by_task[item[1]["task"]] is item][:2]
+    return different + [item for item in pool if item not in different][: 2 - len(different)]
 
 
 def _last_lines(prompt: str) -> str:

@@ -36,7 +36,8 @@ def scores(run: Run) -> Section | None:
     compared = after_sft(measures)
     (first, start), (last, end) = compared[0], compared[-1]
     tasks = list(dict.fromkeys(task for _, measure in measures for task in measure["tasks"]))
-    fallen = [task for task in tasks if _fell(start, end, task)]
+    old, new = start["tasks"], end["tasks"]
+    fallen = [task for task in tasks if task in old and task in new and new[task]["rate"] < old[task]["low"]]
     cards, rows = [], []
     for task in tasks:
         points = [
@@ -64,11 +65,6 @@ def scores(run: Run) -> Section | None:
         folded("Numbers", table(["Task", "Stage", "Correct", "Score", "95% interval"], rows, "Task scores", (0, 1))),
     )
     return Section("tasks", "Tasks", "Task scores by stage", _sentence(compared, tasks, fallen), body)
-
-
-def _fell(start: dict[str, Any], end: dict[str, Any], task: str) -> bool:
-    old, new = start["tasks"].get(task), end["tasks"].get(task)
-    return bool(old and new and new["rate"] < old["low"])
 
 
 def _sentence(compared: list[tuple[str, dict[str, Any]]], tasks: list[str], fallen: list[str]) -> str:
