@@ -276,5 +276,6 @@ def test_parts_of_definitions() -> None:
     assert chosen("Answer: A. No: the answer is option D") == "D" and chosen("The answer is a number.") is None
     assert facts("We use BERT on 12 tasks. Then iOS, of course; GPT-4 too.") == {"BERT", "12", "iOS", "GPT-4"}
     calls = [Call("a.b", {"x": [1, {"y": None}]}), Call("c", {})]
-    for form in ("lfm", "hermes", "llama"):
-        assert parse_any_calls(render_calls(calls, form)) == calls  # type: ignore[arg-type]
+    hermes = "\n".join(f"<tool_call>\n{json.dumps(vars(each))}\n</tool_call>" for each in calls)
+    llama = "; ".join(json.dumps({"name": each.name, "parameters": each.arguments}) for each in calls)
+    assert all(parse_any_calls(text) == calls for text in (render_calls(calls), hermes, llama))

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 CALL_START, CALL_END = "<|tool_call_start|>", "<|tool_call_end|>"
 _HERMES_START, _HERMES_END = "<tool_call>", "</tool_call>"
@@ -121,15 +121,8 @@ def render_call(name: str, arguments: dict[str, Any]) -> str:
     return render_calls([Call(name, arguments)])
 
 
-def render_calls(calls: Sequence[Call], form: Literal["lfm", "hermes", "llama"] = "lfm") -> str:
-    """Several calls as one list, between the two tokens, or in another form; see :func:`render_call`."""
-    if form == "hermes":
-        written = [json.dumps({"name": each.name, "arguments": each.arguments}, ensure_ascii=False) for each in calls]
-        return "\n".join(f"{_HERMES_START}\n{each}\n{_HERMES_END}" for each in written)
-    if form == "llama":
-        return "; ".join(
-            json.dumps({"name": each.name, "parameters": each.arguments}, ensure_ascii=False) for each in calls
-        )
+def render_calls(calls: Sequence[Call]) -> str:
+    """Several calls as one list between the two tokens; see :func:`render_call`."""
     return f"{CALL_START}[{', '.join(map(_render, calls))}]{CALL_END}"
 
 
