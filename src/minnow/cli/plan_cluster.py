@@ -19,8 +19,8 @@ from minnow.recipe.schema import Recipe, load_recipe
 from minnow.recipe.speed import takes_muon
 from minnow.scaling.accelerators import GPUS
 from minnow.scaling.calibrate import Calibration, warm_up
-from minnow.scaling.cluster import Plan, plan_cluster
-from minnow.scaling.job import Costs, Job, Mesh
+from minnow.scaling.cluster import Costs, Plan, plan_cluster
+from minnow.scaling.job import Job, Mesh
 from minnow.scaling.laws import human
 from minnow.scaling.measured import Measured
 from minnow.scaling.roofline import Roofline

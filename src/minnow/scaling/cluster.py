@@ -17,8 +17,23 @@ from typing import Any
 from minnow.errors import UserError
 from minnow.model.config import Attention, Experts
 from minnow.model.inventory import kv_values
-from minnow.scaling.job import Costs, Group, Job, Kind, Mesh
+from minnow.scaling.job import Group, Job, Kind, Mesh
+from minnow.scaling.measured import Measured
+from minnow.scaling.roofline import Roofline
 from minnow.train.memory import USABLE, activation_bytes, logit_bytes
+
+Costs = Roofline | Measured
+"""What a machine needs, in seconds and bytes. Both have
+
+- ``item``: bytes of a value in the compute type; ``logit``: per logit of a chunk; ``chunk(vocabulary)``: positions whose
+  logits are there at once; ``fused``: whether fused operations keep little between the passes, None: as on this
+  machine's processor; ``overlaps``: whether communication goes on beside computing;
+- of a rank ``peak`` (FLOP/s, what MFU is a share of), ``memory``, and ``process``: what it holds before there is a model;
+- ``passes(job, part, rows)``: forward and backward through one mixer or feed-forward and the norm before it;
+  ``ends(job, rows)``: embedding, last norm, head and loss, forward and back; ``update(job)``: of all weights by one rank;
+  ``sums(job)``: adding all gradients of one more pass to those before; ``collective(kind, size, group)``: ``size`` is the
+  whole tensor's, for an exchange what one rank holds.
+"""
 
 _MASTER = 4  # bytes of a master, of a moment, and of a gradient once it is reduced
 

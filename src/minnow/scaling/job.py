@@ -1,4 +1,4 @@
-"""A training to be planned: the job, the mesh of ranks that shares it, and what a machine is asked that does it."""
+"""A training to be planned: the job, and the mesh of ranks that shares it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -127,61 +127,3 @@ class Group:
 
     ranks: int
     inside: int
-
-
-class Costs(Protocol):
-    """What a machine needs; seconds and bytes.
-
-    Attributes:
-        item: bytes of a value in the compute type.
-        fused: whether fused operations keep little between the passes; None: as on this machine's processor.
-        logit: bytes per logit of a chunk.
-        chunk: positions whose logits are there at once.
-        overlaps: whether communication goes on beside computing.
-        peak: FLOP/s of a rank, what MFU is a share of.
-        memory: of a rank.
-        process: what a rank holds before there is a model.
-    """
-
-    @property
-    def item(self) -> int: ...
-
-    @property
-    def fused(self) -> bool | None: ...
-
-    @property
-    def logit(self) -> int: ...
-
-    @property
-    def overlaps(self) -> bool: ...
-
-    @property
-    def peak(self) -> float: ...
-
-    @property
-    def memory(self) -> float: ...
-
-    @property
-    def process(self) -> float: ...
-
-    def chunk(self, vocabulary: int) -> int: ...
-
-    def passes(self, job: Job, part: Part, rows: float) -> tuple[float, float]:
-        """Forward and backward through one mixer or feed-forward and the norm before it."""
-        ...
-
-    def ends(self, job: Job, rows: float) -> float:
-        """Embedding, last norm, head and loss, forward and back."""
-        ...
-
-    def update(self, job: Job) -> float:
-        """Of all weights by one rank."""
-        ...
-
-    def sums(self, job: Job) -> float:
-        """Adding all gradients of one more pass to those before."""
-        ...
-
-    def collective(self, kind: Kind, size: float, group: Group) -> float:
-        """``size`` is the whole tensor's; for an exchange, what one rank holds."""
-        ...

@@ -31,7 +31,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """See :class:`minnow.scaling.job.Costs`.
+    """See :data:`minnow.scaling.cluster.Costs`.
 
     Attributes:
         ranks: that measured together, all on one node.

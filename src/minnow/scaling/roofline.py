@@ -34,7 +34,7 @@ _BASE = 1.5e9
 
 
 class Roofline:
-    """See :class:`minnow.scaling.job.Costs`; computes in bfloat16, compiled."""
+    """See :data:`minnow.scaling.cluster.Costs`; computes in bfloat16, compiled."""
 
     item, fused, logit, overlaps, process = 2, True, BYTES_PER_LOGIT, True, _BASE
 

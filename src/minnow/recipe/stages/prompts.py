@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from minnow.errors import UserError
 from minnow.evaluate.prompts import SETS, prompt_set, read_prompts
@@ -30,30 +29,6 @@ ASIDE = 5
 
 LOOSE = "loose"
 """The split of a prompt that no task has put into one."""
-
-
-class Prompts(Protocol):
-    """The prompts of a recipe, loop-prone ones and those that keep answers good."""
-
-    def to_pair(self, loops: int, each_task: int) -> list[Example]:
-        """For preference pairs."""
-        ...
-
-    def to_gate(self, first: int, loops: int, each_task: int) -> tuple[list[Example], list[Example]]:
-        """For choosing checkpoints: to count loops on, and to score. ``first`` is a place in an endless stream."""
-        ...
-
-    def to_measure(self, tasks: tuple[str, ...], each_task: int, loops: int) -> tuple[list[Example], list[Example]]:
-        """Held-out ones: to score, and to count loops on."""
-        ...
-
-    def to_explore(self, steps: int, each_step: int, loop_share: float, first: int) -> Callable[[int], list[Example]]:
-        """For RL: the prompts of a step."""
-        ...
-
-    def to_replay(self, each_task: int) -> list[Example]:
-        """Worked examples, where there are any."""
-        ...
 
 
 def prompts_of(recipe: Recipe) -> Prompts:
@@ -83,16 +58,20 @@ class PocketPrompts:
         return world(self.recipe)
 
     def to_pair(self, loops: int, each_task: int) -> list[Example]:
+        """For preference pairs."""
         return self.world.loop_prone("train", loops) + task_examples(self.recipe, (), "train", each_task)
 
     def to_gate(self, first: int, loops: int, each_task: int) -> tuple[list[Example], list[Example]]:
+        """For choosing checkpoints: to count loops on, and to score. ``first`` is a place in an endless stream."""
         tasks = [self.world.examples(task, "train", first + each_task)[first:] for task in self.world.TASKS]
         return self.world.loop_prone("train", first + loops)[first:], [each for group in tasks for each in group]
 
     def to_measure(self, tasks: tuple[str, ...], each_task: int, loops: int) -> tuple[list[Example], list[Example]]:
+        """Held-out ones: to score, and to count loops on."""
         return task_examples(self.recipe, tasks, "held_out", each_task), self.world.loop_prone("held_out", loops)
 
     def to_explore(self, steps: int, each_step: int, loop_share: float, first: int) -> Callable[[int], list[Example]]:
+        """For RL: the prompts of a step."""
         loops = round(each_step * loop_share)
         others = each_step - loops
         # The pairs stage rolled out the first prompts of each stream; the policy sees others.
@@ -105,6 +84,7 @@ class PocketPrompts:
         )
 
     def to_replay(self, each_task: int) -> list[Example]:
+        """Worked examples, where there are any."""
         return task_examples(self.recipe, (), "train", each_task)
 
 
@@ -117,7 +97,8 @@ def digest(examples: Iterable[Example]) -> str:
 
 @dataclass(frozen=True)
 class GivenPrompts:
-    """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken.
+    """A user's prompts: every one is both loop-prone and scored. Numbers are the most that are taken, else the methods are
+    those of :class:`PocketPrompts`.
 
     What a task holds out is held out here too, and all else of it is not.
     """
@@ -155,6 +136,10 @@ class GivenPrompts:
                 taken[each.task] += 1
                 worked.append(each)
         return worked
+
+
+Prompts = PocketPrompts | GivenPrompts
+"""The prompts of a recipe, loop-prone ones and those that keep answers good."""
 
 
 @lru_cache(maxsize=4)
