@@ -103,7 +103,7 @@ class Calibration:
             positions_at_once(1, self.device), {name: timed.timing() for name, timed in self._timed.items()},
             {kind: _line(kind, item, times) for kind, times in self._sent.items()},
         )  # fmt: skip
-        return mine if self.ranks.count == 1 else _slowest(mine)
+        return _slowest(self.ranks.everyone(mine))
 
     def _part(self, part: Part) -> _Timed:
         config, width = self.config, self.config.hidden_size
@@ -214,8 +214,7 @@ class _Unit(nn.Module):
         self.gradient = gradient
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = _Touch.apply(x, self.weight, self.gradient)
-        return made
+        return _Touch.apply(x, self.weight, self.gradient)
 
 
 class _Units:
@@ -271,11 +270,8 @@ def _line(kind: Kind, item: int, times: Mapping[int, Sequence[float]]) -> tuple[
     return max(0.0, min(start, min(seconds))), slope
 
 
-def _slowest(mine: Measured) -> Measured:
-    import torch.distributed as dist
-
-    everyone: list[Any] = [None] * mine.ranks
-    dist.all_gather_object(everyone, mine)
+def _slowest(everyone: Sequence[Measured]) -> Measured:
+    first = everyone[0]
 
     def worst(values: Sequence[tuple[float, ...]]) -> Any:
         return tuple(max(column) for column in zip(*values, strict=True))
@@ -287,7 +283,7 @@ def _slowest(mine: Measured) -> Measured:
             max(one.parts[name].update for one in everyone),
             max(one.parts[name].sums for one in everyone),
         )
-        for name in mine.parts
+        for name in first.parts
     }
-    sending = {kind: worst([one.sending[kind] for one in everyone]) for kind in mine.sending}
-    return replace(mine, parts=parts, sending=sending, memory=min(one.memory for one in everyone))
+    sending = {kind: worst([one.sending[kind] for one in everyone]) for kind in first.sending}
+    return replace(first, parts=parts, sending=sending, memory=min(one.memory for one in everyone))

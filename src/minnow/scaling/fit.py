@@ -136,11 +136,7 @@ class Fit:
             "tokens_range": list(_range(self.points.tokens)),
             "objective": self.objective,
             "mean_absolute_log_residual": float(np.abs(self.residuals).mean()),
-            **(
-                {"repeats": {"tokens": self.law.repeats.tokens, "params": self.law.repeats.params}}
-                if isinstance(self.law, Law)
-                else {}
-            ),
+            **({"repeats": vars(self.law.repeats).copy()} if isinstance(self.law, Law) else {}),
             "hold_out": self.hold_out,
             "warnings": list(self.warnings),
         }

@@ -135,7 +135,7 @@ class Law:
             **{key: getattr(self, key) for key in ("E", "A", "B", "alpha", "beta")},
             "params_range": self.params_range,
             "tokens_range": self.tokens_range,
-            "repeats": {"tokens": self.repeats.tokens, "params": self.repeats.params},
+            "repeats": vars(self.repeats).copy(),
         }
 
 
