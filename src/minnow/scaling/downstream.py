@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,14 +48,7 @@ class AccuracyLaw:
         return f"the accuracy law is used at a loss of {loss:.3f}, outside its runs ({low:.3f} to {high:.3f})"
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "form": "accuracy",
-            "epsilon": self.epsilon,
-            "k": self.k,
-            "gamma": self.gamma,
-            "loss_range": self.loss_range,
-            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-        }
+        return {"form": "accuracy", **asdict(self)}
 
 
 def fit_accuracy(points: Points, draws: int = 4000, seed: int = 0) -> AccuracyLaw:

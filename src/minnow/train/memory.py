@@ -13,6 +13,7 @@ from minnow.model.backbone import Backbone
 from minnow.model.config import (
     Attention,
     Dense,
+    Experts,
     FeedForward,
     GatedDelta,
     GatedLinear,
@@ -150,28 +151,21 @@ def activation_bytes(
 
 
 def part_values(part: Mixer | FeedForward, width: int) -> int:
-    """Values per token that a mixer or feed-forward keeps for its backward pass."""
-    return _feed_forward_values(part, width) if isinstance(part, FeedForward) else _mixer_values(part, width)
-
-
-def _mixer_values(mixer: Mixer, width: int) -> int:
-    """Values per token that a mixer keeps for its backward pass; linear attention keeps more than is counted here."""
-    match mixer:
+    """Values per token that a mixer or feed-forward keeps for its backward pass; linear attention keeps more than this."""
+    match part:
         case Attention():
-            return 3 * mixer.head_dim * (mixer.heads + mixer.kv_heads)
+            return 3 * part.head_dim * (part.heads + part.kv_heads)
         case ShortConv():
             return 4 * width
         case GatedDelta():
-            return 12 * (mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim)
+            return 12 * (part.key_heads * part.key_dim + part.value_heads * part.value_dim)
         case GatedLinear():
-            return 12 * mixer.heads * (mixer.key_dim + mixer.value_dim)
-
-
-def _feed_forward_values(feed_forward: FeedForward, width: int) -> int:
-    if isinstance(feed_forward, Dense):
-        return 3 * feed_forward.width
-    # The router's input and the experts' outputs are kept in float32, twice as long as the rest in half precision.
-    return feed_forward.active * (3 * feed_forward.width + 3 * width) + 2 * width
+            return 12 * part.heads * (part.key_dim + part.value_dim)
+        case Dense():
+            return 3 * part.width
+        case Experts():
+            # The router's input and the experts' outputs are kept in float32, twice as long as the rest in half precision.
+            return part.active * (3 * part.width + 3 * width) + 2 * width
 
 
 def logit_bytes(config: ModelConfig, positions: int, each: int) -> int:

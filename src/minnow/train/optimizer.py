@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minnow.errors import UserError
 from minnow.model import kernels
 from minnow.model.language_model import LanguageModel
-from minnow.train.sharding import Block, Sharded, layout_of
+from minnow.train.sharding import Block, Sharded, Whole
 
 _ITERATIONS = 5  # of Newton and Schulz
 
@@ -101,7 +101,7 @@ class Optimizer:
         self.settings = settings
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
-        self.layout = layout_of(self.parameters)
+        self.layout = Sharded(self.parameters) if hasattr(self.parameters[0], "placements") else Whole()
         self.dtype = dtype
         if isinstance(self.layout, Sharded):
             self.masters = self.shadows = [self.layout.local(parameter) for parameter in self.parameters]

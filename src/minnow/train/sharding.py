@@ -217,8 +217,3 @@ class Sharded(Whole):
 def _chunk(rows: range, parts: int, part: int) -> range:
     size = -(-len(rows) // parts)
     return rows[part * size : (part + 1) * size]
-
-
-def layout_of(parameters: Sequence[Tensor]) -> Whole:
-    """How the parameters of a model lie."""
-    return Sharded(parameters) if hasattr(parameters[0], "placements") else Whole()
