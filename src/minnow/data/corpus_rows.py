@@ -46,6 +46,9 @@ class CorpusRows:
     ``best-fit`` keeps documents whole where they fit, from a table that is made once from the document offsets (packing
     longest first within 65,536 documents; a document longer than a row is split). ``cut`` takes the tokens as they come,
     document after document, and needs no table: it opens at once, whatever the corpus's size.
+
+    Attributes:
+        length: tokens in a row.
     """
 
     def __init__(
@@ -72,23 +75,18 @@ class CorpusRows:
                 "is not graded; tokenise it with a difficulty field" if not corpus.graded else "needs packing best-fit"
             )
             raise UserError(f"an order by difficulty: {corpus.location} {reason}")
-        self.corpus, self._length = corpus, length
+        self.corpus, self.length = corpus, length
         self._table = _table(corpus, length, by_difficulty, cache) if packing == "best-fit" else None
         per_shard = -(-np.diff(corpus.starts) // length)  # what is left at a shard's end is a row with padding
         self._first_rows = np.concatenate([[0], np.cumsum(per_shard)])
         self._rows = int(self._first_rows[-1]) if self._table is None else len(self._table.first) - 1
-
-    @property
-    def length(self) -> int:
-        """Tokens in a row."""
-        return self._length
 
     def __len__(self) -> int:
         return self._rows
 
     def fill(self, rows: NDArray[np.int64], batch: Batch, places: NDArray[np.int64]) -> None:
         """Write the rows of these numbers into the rows ``places`` of a batch."""
-        corpus, length = self.corpus, self._length
+        corpus, length = self.corpus, self.length
         row, starts, counts = self._stretches(rows)
         filled = np.bincount(row, counts, len(rows)).astype(np.int64)
         offset = np.cumsum(counts) - counts
@@ -113,8 +111,8 @@ class CorpusRows:
         """Of each stretch of these rows, in order: the row (from 0), its first token and its length."""
         if self._table is None:
             shard = np.searchsorted(self._first_rows, rows, side="right") - 1
-            starts = self.corpus.starts[shard] + (rows - self._first_rows[shard]) * self._length
-            counts = np.minimum(self._length, self.corpus.starts[shard + 1] - starts)
+            starts = self.corpus.starts[shard] + (rows - self._first_rows[shard]) * self.length
+            counts = np.minimum(self.length, self.corpus.starts[shard + 1] - starts)
             return np.arange(len(rows)), starts, counts
         first, number = self._table.first[rows], self._table.first[rows + 1] - self._table.first[rows]
         row = np.repeat(np.arange(len(rows)), number)

@@ -11,21 +11,28 @@ from numpy.typing import NDArray
 
 from minnow.errors import UserError
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""What SplitMix64 adds before each of its outputs."""
+
 _ROUNDS = 8
 _SHARES = 1 << 20  # weights are counted in parts of so many
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's output function (Steele et al. 2014); its high half is the better one."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (values ^ (values >> np.uint64(31))) >> np.uint64(32)
+    return values ^ (values >> np.uint64(31))
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return splitmix(values) >> np.uint64(32)
 
 
 def chances(places: NDArray[np.int64], *key: int) -> NDArray[np.float64]:
     """A number from 0 to 1 (exclusive) for each place, the same whenever it is asked for with this key."""
     first = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return _mixed(places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + first) / float(1 << 32)
+    return _mixed(places.astype(np.uint64) * GOLDEN + first) / float(1 << 32)
 
 
 class Permutation:

@@ -132,17 +132,7 @@ class Tokenizer:
         folder = Path(folder)
         write_text(folder / "tokenizer.json", self._serialised)
         write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
-        added = {
-            str(self._special_id(token)): {
-                "content": token,
-                "lstrip": False,
-                "normalized": False,
-                "rstrip": False,
-                "single_word": False,
-                "special": True,
-            }
-            for token in SPECIAL_TOKENS
-        }
+        added = {str(each.pop("id")): each for each in json.loads(self._serialised)["added_tokens"]}
         write_json(
             folder / "tokenizer_config.json",
             {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minnow.data.order import GOLDEN, splitmix
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.loops import Lexicon, Loop, LoopWatch, Penalty, find_loop
@@ -45,13 +46,9 @@ def _uniform(rows: Sequence[_Row]) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 ``[rows]``: SplitMix64 of (seed, row, position), no state to carry."""
     # The seed is scrambled before the row comes in, or row 1 of seed 0 would draw what row 0 of seed 1 does.
     parts = zip(*((row.sampling.seed % 2**64, row.index, row.draw) for row in rows), strict=True)
-    with np.errstate(over="ignore"):
-        mixed = np.zeros(len(rows), dtype=np.uint64)
-        for part in parts:
-            mixed = (mixed ^ np.array(part, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            mixed ^= mixed >> np.uint64(31)
+    mixed = np.zeros(len(rows), np.uint64)
+    for part in parts:
+        mixed = splitmix((mixed ^ np.array(part, np.uint64)) + GOLDEN)
     return (mixed >> np.uint64(11)).astype(np.float64) / 2**53
 
 
