@@ -295,6 +295,26 @@ def test_a_full_disk_leaves_what_is_finished(
     assert content(tmp_path / "x") == content(tmp_path / "whole")
 
 
+def test_a_kill_at_the_last_write_adds_nothing_twice(
+    texts: list[str], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, writes, last = Path.write_bytes, list[Path](), 0
+
+    def dying(path: Path, data: Any) -> int:
+        writes.append(path)
+        if len(writes) == 2 * last:
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", dying)
+    made(tmp_path / "whole", texts, tokenizer)
+    last = len(writes)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "x", texts, tokenizer)
+    made(tmp_path / "x", texts, tokenizer)
+    assert content(tmp_path / "x") == content(tmp_path / "whole")
+
+
 def test_a_killed_worker_is_a_sentence(texts: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
     class Deadly(Tokenizer):
         def __reduce__(self) -> Any:

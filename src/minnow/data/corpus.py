@@ -121,11 +121,12 @@ class CorpusWriter:
                 self._close(after[begin - 1])
 
     def finish(self) -> None:
-        """Write what waits and mark the corpus complete."""
+        """Write what waits and mark the corpus complete, in one manifest: after a kill nothing is read twice."""
+        self.finished = True
         if self._waiting:
             self._close(None)
-        self.finished = True
-        self._write_manifest()
+        else:
+            self._write_manifest()
 
     def _close(self, place: Any) -> None:
         ids, lengths, difficulty = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
