@@ -2,7 +2,7 @@
 
 Two hosts with a network, process and host-name namespace of their own train one small model under torchrun (one rank
 each, gloo over a virtual link); a third keeps torchrun's store. In the middle of a step one of them is killed whole, or
-its link is taken down (and up again later), or its writes to the disk are throttled. Every step that any life of the
+its link is taken down, or its writes to the disk are throttled; later it may come back. Every step that any life of the
 training makes is compared with a run that nothing disturbed: which tokens it read, by digest, and its loss (float32).
 
 Needs root, ``ip``, ``unshare`` and, for the disk, a cgroup v1 with blkio:
@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -46,7 +47,13 @@ NETWORK = "10.77.0"
 HOSTS = {"head": 1, "one": 2, "two": 3}
 """The last part of each host's address."""
 
+RENDEZVOUS = "is_host=false,last_call_timeout=15,read_timeout=1200"
+"""As in docs/scale.md."""
+
 SAVE_SECONDS = 5.0
+STEP_SECONDS = 0.5
+"""That a step takes at least: training is to go on still when a host comes back."""
+
 BLKIO = Path("/sys/fs/cgroup/blkio/minnow-slow")
 SLOW_BYTES = 200_000
 """A second that a slow disk takes."""
@@ -70,6 +77,7 @@ def train(folder: Path, steps: int) -> None:
         file = (folder / f"{ranks.from_first(life)}-{ranks.count}-{ranks.rank}.jsonl").open("a", buffering=1)
 
         def batches(step: int) -> list[Batch]:
+            time.sleep(STEP_SECONDS)
             batch = loader.batch(step, ranks.rank, ranks.count)
             digests[step + 1] = hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest()
             return [batch]
@@ -177,10 +185,11 @@ class Cluster:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1",
             "--max-restarts", "9", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{NETWORK}.1:29500", "--rdzv-id", "here",
-            "--rdzv-conf", "is_host=false", "--local-addr", f"{NETWORK}.{HOSTS[name]}",
+            "--rdzv-conf", RENDEZVOUS, "--local-addr", f"{NETWORK}.{HOSTS[name]}",
             __file__, "--worker", str(folder), "--steps", str(steps),
         ]  # fmt: skip
-        self.start(name, command, folder / f"{name}.log")
+        again = 'until "$@"; do sleep 5; done'
+        self.start(name, ["sh", "-c", again, "sh", *command], folder / f"{name}.log")
 
 
 def lives(folder: Path) -> dict[tuple[str, int], dict[int, dict[int, Any]]]:
@@ -226,12 +235,12 @@ def scenario(
     steps: int,
     losses: dict[int, float],
 ) -> dict[str, Any]:
-    """Train with a fault after a third of the steps; ``later`` comes once training has gone on for a while."""
+    """Train with a fault after a third of the steps; ``later`` brings the host back once training has gone on for a while."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as place, Cluster() as cluster:
         folder = Path(place)
         began = time.time()
         cluster.train(folder, steps)
-        hurt = went_on = None
+        hurt = went_on = back = joined_again = None
         if fault is not None:
             wait_for(folder, steps // 3, 300)
             before = newest_step(folder)
@@ -244,9 +253,16 @@ def scenario(
             )  # fmt: skip
             if later is not None:
                 wait_for(folder, steps // 2, 300)
+                back = time.time()
                 later(cluster, folder)
         wait_for(folder, steps, 600)
         made = lives(folder)
+        if back is not None:
+            joined_again = min(
+                (line["time"] - back for (began, count), found in made.items() if count == 2 and float(began) > back
+                 for ranks in found.values() for line in ranks.values()),
+                default=None,
+            )  # fmt: skip
         times = sorted(
             (line["time"], step) for steps_made in made.values() for step, ranks in steps_made.items()
             for line in [ranks[min(ranks)]]
@@ -257,6 +273,7 @@ def scenario(
             "steps": steps,
             "lives": [f"{count} rank{'s' * (count > 1)}" for _, count in sorted(made)],
             "went_on_after": None if hurt is None or went_on is None else went_on - hurt,
+            "joined_after": joined_again,
             "longest_pause": max(b[0] - a[0] for a, b in pairwise(times)),
             "made_again": len(times) - steps,
             "wrong_tokens": wrong_tokens(folder, steps),
@@ -272,10 +289,10 @@ def scenario(
 
 
 def show(one: dict[str, Any]) -> None:
-    after = "" if one["went_on_after"] is None else f"{one['went_on_after']:.1f}"
+    after, joined = ("" if one[key] is None else f"{one[key]:.1f}" for key in ("went_on_after", "joined_after"))
     print(
-        f"{one['scenario']:42}{' > '.join(one['lives']):34}{after:>10}{one['longest_pause']:10.1f}{one['made_again']:8}"
-        f"{one['wrong_tokens']:8}{one['farthest_loss']:11.1e}{one['seconds']:9.0f}",
+        f"{one['scenario']:42}{' > '.join(one['lives']):34}{after:>11}{joined:>10}{one['longest_pause']:10.1f}"
+        f"{one['made_again']:8}{one['wrong_tokens']:8}{one['farthest_loss']:11.1e}{one['seconds']:9.0f}",
         flush=True,
     )
 
@@ -295,20 +312,18 @@ def main() -> None:
     disk = os.stat(Path.cwd()).st_dev
     device = f"{os.major(disk)}:{os.minor(disk)}"
 
-    def comes_back(cluster: Cluster, folder: Path) -> None:
-        cluster.join("two", folder, options.steps)
-
     scenarios: list[tuple[str, Any, Any]] = [
         ("nothing", None, None),
         ("host two is killed", lambda cluster: cluster.kill("two"), None),
         ("host one is killed, and comes back", lambda cluster: cluster.kill("one"),
          lambda cluster, folder: cluster.join("one", folder, options.steps)),
         ("host two's link goes down", lambda cluster: cluster.link("two", "down"), None),
-        ("host two's link goes down, and up again", lambda cluster: cluster.link("two", "down"),
-         lambda cluster, folder: cluster.link("two", "up")),
+        *((f"host {host}'s link goes down, and up again", partial(Cluster.link, name=host, state="down"),
+           lambda cluster, folder, host=host: cluster.link(host, "up")) for host in ("two", "one")),
         ("host two's disk writes 200 kB/s", lambda cluster: cluster.slow_disk("two", device), None),
     ]  # fmt: skip
-    print(f"{'':42}{'lives':34}{'went on, s':>10}{'pause, s':>10}{'again':>8}{'wrong':>8}{'loss off':>11}{'all, s':>9}")
+    heads = f"{'went on, s':>11}{'joined, s':>10}{'pause, s':>10}{'again':>8}{'wrong':>8}{'loss off':>11}{'all, s':>9}"
+    print(f"{'':42}{'lives':34}{heads}")
     results: list[dict[str, Any]] = []
     losses: dict[int, float] = {}
     for name, fault, later in scenarios:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,8 +81,8 @@ def plan(
         return
     if nodes < 1 or per_node < 1:
         raise UserError(f"--nodes {nodes} and --per-node {per_node} are no machines; give at least 1 of each")
-    if gpu_price < 0:
-        raise UserError(f"--gpu-price {gpu_price:g} is negative; give dollars per hour")
+    if not 0 <= gpu_price < math.inf:
+        raise UserError(f"--gpu-price {gpu_price:g} is no price; give dollars per hour")
     costs: Costs
     if measured is not None:
         costs, source = Measured.from_dict(read_json(measured)), str(measured)

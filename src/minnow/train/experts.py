@@ -45,10 +45,12 @@ class ExpertLoads:
         self.experts = {name: module for name, module in model.named_modules() if isinstance(module, Experts)}
         self._real: Tensor | None = None
         self.reset()
-        if self.experts:
-            model.register_forward_pre_hook(self._see, with_kwargs=True)
+        if not self.experts:
+            return  # the compiler, which is to leave these alone, takes seconds to import
+        see, route = torch.compiler.disable(self._see), torch.compiler.disable(self._route)
+        model.register_forward_pre_hook(see, with_kwargs=True)
         for name, module in self.experts.items():
-            module.route = partial(self._route, name, module.route)  # type: ignore[method-assign]
+            module.route = partial(route, name, module.route)  # type: ignore[method-assign]
 
     def reset(self) -> None:
         """Forget what was counted."""
@@ -56,12 +58,10 @@ class ExpertLoads:
             name: torch.zeros(module.shape.experts + 1, dtype=torch.float64) for name, module in self.experts.items()
         }
 
-    @torch.compiler.disable
     def _see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         documents: Tensor | None = args[1] if len(args) > 1 else kwargs.get("documents")
         self._real = None if documents is None else documents.flatten() > 0
 
-    @torch.compiler.disable
     def _route(self, name: str, route: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`Experts.route`; in training with a capacity, and counted once the gradient comes."""
         weights, chosen = route(x)

@@ -2,7 +2,8 @@
 
 A collective whose other end is gone fails without saying whose, or waits for minutes. So every rank counts up a number
 in the store that the launcher keeps, and a thread of each watches the next rank's. The first to find one dead, or to fail
-itself, leaves a verdict there, and all others stop by it.
+itself, leaves a verdict there, and all others stop by it. A call to a store whose host is cut off neither returns nor
+fails, so a second thread watches the first.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ def _gone(process: int) -> bool:
     return True
 
 
+def _keeper() -> str:
+    """Who keeps the ranks' store."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return f"{'torchrun' if kept else 'rank 0'} on {os.environ['MASTER_ADDR']}"
+
+
 class Watch:
     """This rank's sign of life, and its eye on the next rank.
 
@@ -62,17 +69,19 @@ class Watch:
         self.store, self._own = connect(), connect()
         self.verdict: str | None = None
         self._judged, self._left = threading.Event(), threading.Event()
+        self._beats = 0
         self.store.set(f"who/{rank}", f"{_place()}|{os.getpid()}")
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._end, name="end", daemon=True).start()
 
     def _run(self) -> None:
         store, after = self._own, (self.rank + 1) % self.count
-        beats, last, seen = 0, b"", time.monotonic()
+        last, seen = b"", time.monotonic()
         while self.verdict is None and not self._left.wait(TICK_SECONDS):
             try:
-                beats += 1
-                store.set(f"beat/{self.rank}", str(beats))
+                self._beats += 1
+                store.set(f"beat/{self.rank}", str(self._beats))
                 if store.check([_VERDICT]):
                     self._hear(store.get(_VERDICT).decode())
                 elif store.check([f"who/{after}"]) and not store.check([f"left/{after}"]):
@@ -84,12 +93,20 @@ class Watch:
                         host = place.partition("|")[0]
                         self._hear(self._say(store, f"rank {after} (process {process} on {host}) died; {_ENDED}"))
             except RuntimeError:  # torch's errors of a store that is gone
-                kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-                self._hear(f"{'torchrun' if kept else 'rank 0'} on {os.environ['MASTER_ADDR']} died; {_ENDED}")
+                self._hear(f"{_keeper()} died; {_ENDED}")
+
+    def _end(self) -> None:
+        """End this rank some time after a verdict: its main thread may wait for one that does not come."""
+        heard = ticks = 0
+        while self.verdict is None and not self._left.wait(TICK_SECONDS):
+            # Ticks and no clock: they stand still with the other thread where the machine does.
+            heard, ticks = (heard, ticks + 1) if self._beats == heard else (self._beats, 0)
+            if ticks * TICK_SECONDS > DEAD_SECONDS:
+                self._hear(f"{_keeper()} cannot be reached or died; {_ENDED}")
         if self.verdict is not None and not self._left.wait(GRACE_SECONDS):
             sys.stderr.write(f"minnow: {self.verdict}\n")
             sys.stderr.flush()
-            os._exit(2)  # the main thread waits for a rank that does not come
+            os._exit(2)
 
     def _say(self, store: dist.Store, verdict: str) -> str:
         """Leave a verdict unless there is one; returns the one that counts."""
@@ -124,7 +141,7 @@ class Watch:
     def stop(self) -> None:
         """No more looking; a thread inside a store would hold up the end of the process."""
         self._left.set()
-        self._thread.join()
+        self._thread.join(DEAD_SECONDS)
 
     def _go(self, wait: float) -> None:
         """Tell that this rank goes; the first, which may keep the store, waits for the others before it does."""
