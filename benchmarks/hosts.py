@@ -337,5 +337,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a rank saves; the script takes the namespaces down
     main()
