@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from minnow.model.checkpoint import load_model
 from minnow.model.config import ModelConfig
 from minnow.model.families.lfm2 import lfm2_config
 from minnow.train.expert_parallel import share_experts
+from minnow.train.many_ranks import _connect
 from minnow.train.optimizer import OptimizerSettings
 from minnow.train.parallel import Parallel
 from minnow.train.ranks import Ranks, joined
@@ -402,6 +404,23 @@ def test_one_process_shares_nothing_out(name: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=f"parallel.{name} is 2, and this is one process"), joined(shape):
         pass
     assert Ranks(shape).alone().parallel == Parallel()
+
+
+def test_a_launcher_that_says_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, and RANK is not set"), joined(Parallel()):
+        pass
+
+
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=f"could not keep the ranks' store at 127.0.0.1:{port} ") as caught:
+            _connect(keep=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_positions_of_a_rank() -> None:

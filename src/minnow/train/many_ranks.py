@@ -190,9 +190,20 @@ def _end(cause: BaseException) -> NoReturn:
 
 
 def _connect(keep: bool = False) -> dist.Store:
-    """A connection of its own to the ranks' store, which torchrun has or this process is to ``keep``."""
+    """A connection of its own to the ranks' store, which torchrun has or this process is to ``keep``.
+
+    Raises:
+        UserError: there is none to be had.
+    """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.PrefixStore("minnow", dist.TCPStore(address, port, is_master=keep, wait_for_workers=False))
+    try:
+        return dist.PrefixStore("minnow", dist.TCPStore(address, port, is_master=keep, wait_for_workers=False))
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"could not {'keep' if keep else 'reach'} the ranks' store at {address}:{port} ({reason}); see that "
+            "MASTER_ADDR and MASTER_PORT are a free port of rank 0's machine, which all others reach"
+        ) from error
 
 
 def _life(store: dist.Store, rank: int, count: int) -> str:

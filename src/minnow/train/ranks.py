@@ -123,6 +123,12 @@ def joined(parallel: Parallel) -> Iterator[Ranks]:
                 )
         yield Ranks(parallel)
         return
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {name} is not set; start with torchrun, which sets both, or "
+                "unset WORLD_SIZE"
+            )
     from minnow.train.many_ranks import connected
 
     with connected(parallel) as ranks:
