@@ -128,6 +128,11 @@ def test_calls_are_parted_from_text() -> None:
         assert CALL_START not in streamed and '"tool_calls"' in streamed
         plain = httpx.post(url + CHAT, json=ask()).json()["choices"][0]
         assert plain["message"]["content"] == text and plain["finish_reason"] == "stop"
+    twice = f'{CALL_START}[find(q="a"), find(q="b")]{CALL_END}'
+    with running(scripted_app(Scripted(lambda _: twice))) as url:
+        for allowed, made in ((True, 2), (False, 1)):
+            whole = httpx.post(url + CHAT, json=ask(tools=tools, parallel_tool_calls=allowed)).json()
+            assert len(whole["choices"][0]["message"]["tool_calls"]) == made
 
 
 def test_metrics_count_what_happened() -> None:

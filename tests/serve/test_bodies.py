@@ -38,6 +38,7 @@ def refused(body: Any) -> ApiError:
         ({"temperature": True}, "temperature", "not a boolean"),
         ({"max_tokens": 0}, "max_tokens", "must lie in 1.."),
         ({"n": 2}, "n", "1..1"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"messages": []}, "messages", "1..4096"),
         ({"messages": [{"role": "king", "content": ""}]}, "messages[0].role", '"system" or'),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),

@@ -150,7 +150,14 @@ def test_a_schema_that_llama_cpp_would_drop_is_refused(client: openai.OpenAI, sc
 def test_completions_stop_and_models(client: openai.OpenAI) -> None:
     whole = client.completions.create(model="tiny", prompt="The river", max_tokens=20, logprobs=1)
     text = whole.choices[0].text
-    assert len(whole.choices[0].logprobs.tokens) == 20
+    listed = whole.choices[0].logprobs
+    assert len(listed.tokens) == 20 and all(
+        text[at:].startswith(each) for at, each in zip(listed.text_offset, listed.tokens, strict=True)
+    )
+    stream = client.completions.create(model="tiny", prompt="The river", max_tokens=20, logprobs=1, stream=True)
+    assert [
+        at for chunk in stream if chunk.choices[0].logprobs for at in chunk.choices[0].logprobs.text_offset
+    ] == listed.text_offset
     mark = text[len(text) // 2 : len(text) // 2 + 3]
     cut = client.completions.create(model="tiny", prompt="The river", max_tokens=20, stop=[mark])
     assert cut.choices[0].text == text[: text.index(mark)] and cut.choices[0].finish_reason == "stop"

@@ -112,6 +112,8 @@ async def answer(
             calls = ()
         names = {tool["name"] for tool in prompt.ask.tools}
         calls = calls if all(call.name in names for call in calls) else ()
+    if prompt.ask.one_call:  # what no grammar held to it
+        calls = calls[:1]
     if not calls and (rest := visible.rest()):
         yield Piece(rest, 0)
     now = time.monotonic()

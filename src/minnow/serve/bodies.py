@@ -248,6 +248,8 @@ def parse(raw: bytes, chat: bool) -> Ask:
         )
     if not chat:
         return Ask(messages=None, prompt=body["prompt"], logprobs=body.get("logprobs"), **shared)
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
     tools, must_call = _tools(body)
     schema = _schema(body.get("response_format", {"type": "text"}))
     if schema is not None and tools:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Reply:
     _logprobs: list[dict[str, Any]] = field(default_factory=list)
     _looked: list[dict[str, Any]] = field(default_factory=list)
     _begun: bool = False
+    _length: int = 0  # of the tokens that have been listed, in characters
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
@@ -117,11 +119,14 @@ class Reply:
         if self.chat:
             return {"content": entries, "refusal": None}
         tops = [{other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in entries]
+        tokens = [entry["token"] for entry in entries]
+        offsets = list(accumulate(map(len, tokens), initial=self._length))
+        self._length = offsets.pop()
         return {
-            "tokens": [entry["token"] for entry in entries],
+            "tokens": tokens,
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": tops if self.ask.logprobs else None,
-            "text_offset": [],
+            "text_offset": offsets,
         }
 
 
