@@ -57,6 +57,7 @@ def test_a_question_is_looked_up_in_an_index(notes: Path, capsys: pytest.Capture
         (["agent", "{url}", "Who?", "--model", "m"], "gave no answer (HTTP 400: no)"),
         (["agent", "{url}", "Who?", "--model", "m", "--map-reduce"], "name one with --document"),
         (["agent", "{url}", "Who?", "--model", "m", "--document", "nowhere"], "nowhere cannot be read"),
+        (["agent", "{url}", "Who?", "--model", "m", "--max-calls", "-1"], "bound no conversation"),
         (["index", "nowhere"], "there is no folder nowhere"),
     ],
 )

@@ -53,6 +53,13 @@ class Limits:
     max_seconds: float = 600.0
     max_result_characters: int = 2000
 
+    def __post_init__(self) -> None:
+        if self.max_calls < 0 or self.max_seconds < 0 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise UserError(
+                f"{self.max_calls} calls, {self.max_tokens} tokens and {self.max_seconds:g} seconds bound no conversation; use "
+                "no negative numbers, and at least 1 token"
+            )
+
 
 @dataclass(frozen=True)
 class CallRecord:

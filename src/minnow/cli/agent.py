@@ -40,6 +40,7 @@ def agent(
     map_reduce: bool = False,
     max_calls: int = 8,
     max_new_tokens: int = 256,
+    max_tokens: int | None = None,
     max_seconds: float = 600.0,
     valid_calls: bool = False,
     temperature: float = 0.0,
@@ -63,6 +64,7 @@ def agent(
         map_reduce: ask every part of the document instead, and put the answers together.
         max_calls: calls it may make.
         max_new_tokens: the budget of one turn.
+        max_tokens: that it may write in all, looked at between turns.
         max_seconds: after which no further turn or call begins.
         valid_calls: hold it to calls that can be read and fit the tools (a GGUF file of a model that calls as LFM2 does).
         temperature: 0 is greedy.
@@ -71,7 +73,7 @@ def agent(
     if not question.strip():
         raise UserError("the question is empty; write one in quotes after the model")
     with open_text_model(model, server, tokenizer, threads, max_new_tokens) as opened:
-        limits = Limits(max_calls, max_new_tokens, max_context=opened.context, max_seconds=max_seconds)
+        limits = Limits(max_calls, max_new_tokens, max_tokens, opened.context, max_seconds)
         engine = opened.engine.engine if isinstance(opened.engine, LocalTextEngine) else opened.engine
         part = (
             _PART if opened.context is None else max(200, 2 * (opened.context - max_new_tokens) - len(question) - 200)
