@@ -190,12 +190,12 @@ def test_a_run_is_found_from_inside_it(run_folder: Path, checkpoint: Path) -> No
 
 
 def test_loops_are_measured_on_the_prompts_of_the_run(answer: Callable[..., Any], run_folder: Path) -> None:
-    words = ["loops", "measure", run_folder, "--n", "12", "--temperature", "0", "0.8", "--max-new-tokens", "256"]
+    words = ["loops", "measure", run_folder, "--n", "12", "--temperature", "0", "0.8", "--max-new-tokens", "512"]
     first = answer(*words, "--seed", "1")
     assert (first["n"], first["seed"], first["runtime"]) == (12, 1, "torch")
     assert [entry["temperature"] for entry in first["loops"]] == [0.0, 0.8]
     for entry in first["loops"]:
-        assert entry["total"] == 12 and entry["max_new_tokens"] == 256
+        assert entry["total"] == 12 and entry["max_new_tokens"] == 512
         assert {key: entry[key] for key in ("rate", "low", "high")} == {
             key: value for key, value in Rate(entry["count"], 12).as_dict().items() if key not in ("count", "total")
         }
@@ -258,7 +258,7 @@ def test_the_tokenizer_of_another_model_is_refused(
         (b"\n \n", "holds no rows"),
         (b'{"prompt": "caf\xe9"}', "is not UTF-8 text at byte 15"),
         (b'{"prompt": "a"}\n{"prompt"', "line 2 of"),
-        (b'["a"]', "is not an object but list"),
+        (b'["a"]', 'is not an object but ["a"]'),
         (b'{"text": "a"}', "has neither text in 'prompt'"),
         (b'{"messages": [{"role": "poet", "content": "a"}]}', "has the role 'poet'"),
     ],

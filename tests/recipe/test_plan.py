@@ -143,7 +143,7 @@ def test_more_rows_than_the_budget_allows_are_scaled_up(monkeypatch: pytest.Monk
 
 
 def test_a_model_beyond_the_budget_or_the_memory_is_timed_by_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = speed.measure_step(SMALL, 4, 32, budget=0.5, real_steps=False)
+    held = speed.measure_step(SMALL, 4, 32, budget=20.0, real_steps=False)
     # Of a convolution layer, an attention layer, their feed-forward and the vocabulary.
     assert held.method == "products" and held.repeats == len(
         {(192, 64), (64, 64), (128, 64), (320, 64), (64, 160), (512, 64)}

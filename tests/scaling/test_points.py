@@ -124,7 +124,7 @@ def test_one_data_set_may_be_chosen_and_the_others_may_hold_anything(tmp_path: P
     [
         ("runs.csv", "params,tokens,loss\n", "holds no rows"),
         ("runs.jsonl", "{", "is not JSON"),
-        ("runs.jsonl", "[1]\n", "is not an object but list"),
+        ("runs.jsonl", "[1]\n", r"is not an object but \[1\]"),
         ("runs.parquet", "no", "is not a readable Parquet file"),
         ("runs.xlsx", "PK\3\4", "is a workbook or an archive, not a table; save it as CSV"),
     ],
