@@ -2,7 +2,7 @@
 
 Small models of every family with random weights, and any finished checkpoint. Also how long each conversion took.
 
-    python benchmarks/folders.py onnx|mlx [--families …] [--types …] [--checkpoint FOLDER …] [--json FILE]
+    python benchmarks/folders.py onnx|executorch|mlx [--families …] [--types …] [--checkpoint FOLDER …] [--json FILE]
 """
 
 from __future__ import annotations

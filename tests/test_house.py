@@ -103,7 +103,7 @@ def test_the_pins_of_the_cpu_setup_name_what_the_package_depends_on() -> None:
         *(
             item
             for name, extra in project["optional-dependencies"].items()
-            if name not in ("gpu", "mlx")
+            if name not in ("gpu", "mlx", "executorch")
             for item in extra
         ),
     ]

@@ -26,14 +26,16 @@ from minnow.progress import size_text
 from minnow.recipe.run_record import run_of
 from minnow.recipe.stages.sources import CHECKPOINT
 
-_TYPES = {"gguf": ("F16", "Q8_0", "Q4_0"), "onnx": ("F32", "INT4"), "mlx": ("F16", "Q4")}  # where none is asked for
+_TYPES = {  # where none is asked for
+    "gguf": ("F16", "Q8_0", "Q4_0"), "onnx": ("F32", "INT4"), "executorch": ("F32", "8da4w"), "mlx": ("F16", "Q4"),
+}  # fmt: skip
 _DOCUMENTS, _DOCUMENT_TOKENS = 256, 512  # of a text that importance is measured on
 
 
 def export(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
-    to: Literal["gguf", "onnx", "mlx"] = "gguf",
+    to: Literal["gguf", "onnx", "executorch", "mlx"] = "gguf",
     types: Annotated[tuple[str, ...], tyro.conf.arg(name="type", metavar="TYPE …")] = (),
     embedding_type: str | None = None,
     importance: Annotated[str | None, tyro.conf.arg(metavar="own|FILE")] = None,
@@ -41,15 +43,16 @@ def export(
     verify: bool = True,
     as_json: AsJson = False,
 ) -> int:
-    """Write a model as files that llama.cpp, onnxruntime-genai or mlx-lm runs, and check that they say what it says.
+    """Write a model as files that llama.cpp, onnxruntime-genai, ExecuTorch or mlx-lm runs, and check that they say the same.
 
     Exit code 1 if a file does not.
 
     Args:
         model: a checkpoint folder, or a stage or run folder.
-        to: gguf files, or folders: onnx for onnxruntime-genai, mlx for mlx-lm.
+        to: gguf files, or folders: onnx for onnxruntime-genai, executorch for ExecuTorch on XNNPACK, mlx for mlx-lm.
         types: for gguf F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K (by default F16, Q8_0 and Q4_0); for onnx F32,
-            INT8 or INT4 (F32 and INT4); for mlx F32, F16, BF16, Q8 or Q4 (F16 and Q4). One file or folder each.
+            INT8 or INT4 (F32 and INT4); for executorch F32, 8da8w or 8da4w (F32 and 8da4w); for mlx F32, F16, BF16, Q8 or Q4
+            (F16 and Q4). One file or folder each.
         embedding_type: of embedding and head of GGUF files: those, or Q4_K, Q5_K; by default the file's, and Q8_0 or
             Q6_K in files of fewer bits.
         importance: of GGUF files: spend the error of Q4_0 and K-quants where it costs least on a text: the model's own,

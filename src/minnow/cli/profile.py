@@ -12,7 +12,7 @@ from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import Server, open_server
 from minnow.device.bench import Engine
 from minnow.device.card import device_card
-from minnow.device.folder_export import GENAI_SETTINGS
+from minnow.device.folder_export import EXECUTORCH_SETTINGS, GENAI_SETTINGS
 from minnow.device.machine import describe_machine
 from minnow.device.operators import operator_costs
 from minnow.device.profile import profile as profile_models
@@ -49,7 +49,7 @@ def profile(
     10%, or were taken while other processes held the cores, are marked noisy.
 
     Args:
-        models: GGUF files; folders for onnxruntime-genai; checkpoint, stage or run folders; published shapes by name (lfm2-350m), with random weights;
+        models: GGUF files; folders for onnxruntime-genai or ExecuTorch; checkpoint, stage or run folders; published shapes by name (lfm2-350m), with random weights;
             addresses of OpenAI-compatible servers (http://localhost:8080/v1).
         engine: llama.cpp, or Minnow's own kernels in torch.
         kind: GGUF type that folders and names are written in for llama.cpp.
@@ -115,7 +115,7 @@ def _operators_text(costs: dict[str, Any]) -> str:
 
 def _subject(model: str) -> Path | str:
     path = Path(model)
-    if path.suffix == ".gguf" or (path / GENAI_SETTINGS).exists():
+    if path.suffix == ".gguf" or any((path / name).exists() for name in (GENAI_SETTINGS, EXECUTORCH_SETTINGS)):
         return path
     return model if find_preset(model) and not path.exists() else resolve_model(path)
 

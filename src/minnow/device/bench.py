@@ -14,7 +14,10 @@ from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 
 Engine = Literal["llama.cpp", "torch"]
-"""What runs files, folders and shapes; a folder written for onnxruntime-genai is run by that."""
+"""What runs files, folders and shapes."""
+
+FolderEngine = Literal["onnx", "executorch"]
+"""What runs the folders written for it."""
 
 # Parts of llama.cpp's memory, by what its log calls their buffers.
 _BUFFERS = {
@@ -53,7 +56,7 @@ class Bench(WorkerProcess):
 
     Args:
         model: a GGUF file (``llama.cpp``), or a checkpoint folder or one with a ``config.json`` alone (``torch``, random
-            weights then), or a folder for onnxruntime-genai (``onnx``).
+            weights then), or a folder for onnxruntime-genai (``onnx``) or ExecuTorch.
         positions: prompt and answer together, of the longest run.
         threads: for prefill and decode alike.
 
@@ -61,9 +64,9 @@ class Bench(WorkerProcess):
         UserError: the runtime is missing or the worker died, as an assertion inside llama.cpp makes it.
     """
 
-    def __init__(self, engine: Engine | Literal["onnx"], model: Path, positions: int, threads: int) -> None:
+    def __init__(self, engine: Engine | FolderEngine, model: Path, positions: int, threads: int) -> None:
         super().__init__("minnow.device.bench_worker", OMP_NUM_THREADS=str(threads))
-        self.model = model
+        self.model, self._extra = model, engine if engine in ("onnx", "executorch") else "export"
         try:
             #: load_seconds, before_bytes (held before the model was opened), vocab_size
             self.opened = self._ask(engine=engine, model=str(model), positions=positions, threads=threads)
@@ -97,7 +100,7 @@ class Bench(WorkerProcess):
             ) from None
         if "error" in answer:
             if answer["kind"] == "ModuleNotFoundError":
-                raise UserError(f'{answer["error"]}; run: pip install "minnow[export]"')
+                raise UserError(f'{answer["error"]}; run: pip install "minnow[{self._extra}]"')
             raise UserError(f"{self.model} could not be opened: {answer['error']}{self._complaint()}; check the file")
         return answer
 

@@ -142,10 +142,38 @@ class OnnxRunner:
         return {"runtime": f"onnxruntime-genai {self._network.version}", "runtime_build": build, "memory": {}}
 
 
+class ExecutorchRunner:
+    """A folder that ``minnow export --to executorch`` wrote."""
+
+    def __init__(self, model: str, positions: int, threads: int) -> None:
+        from minnow.device.folder_worker import ExecutorchNetwork
+
+        self._network, self._position = ExecutorchNetwork(Path(model), threads), 0
+        self.vocab_size = self._network.vocab_size
+
+    def prefill(self, ids: np.ndarray) -> int:
+        self._position = 0
+        return self._after(ids.tolist())
+
+    def step(self, token: int) -> int:
+        return self._after([token])
+
+    def _after(self, ids: list[int]) -> int:
+        logits = self._network.after(ids, self._position)
+        self._position += len(ids)
+        return int(logits.argmax())
+
+    def facts(self) -> dict[str, Any]:
+        from executorch.version import __version__
+
+        return {"runtime": f"executorch {__version__}", "runtime_build": "XNNPACK", "memory": {}}
+
+
 _RUNNERS: dict[str, Callable[[str, int, int], Runner]] = {
     "llama.cpp": LlamaRunner,
     "torch": TorchRunner,
     "onnx": OnnxRunner,
+    "executorch": ExecutorchRunner,
 }
 
 

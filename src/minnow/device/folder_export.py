@@ -1,7 +1,8 @@
-"""Exports that are folders: ONNX as onnxruntime-genai runs it, and MLX, each written by its runtime's own converter.
+"""Exports that are folders: ONNX as onnxruntime-genai runs it, MLX, and programs for ExecuTorch.
 
-Both converters read a Hugging Face folder and write weights, tokenizer and settings in the names that their runtimes ask
-for. They run in a process of their own, and what they wrote is held to the same checks as Minnow's own files.
+The converters (the runtimes' own; for ExecuTorch Minnow's) read a Hugging Face folder and write weights, tokenizer and
+settings in the names that their runtimes ask for. They run in a process of their own, and what they wrote is held to the
+same checks as Minnow's own files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from minnow.model.tensor_files import stored_tensors
 GENAI_SETTINGS = "genai_config.json"
 """Of a folder for onnxruntime-genai, which is known by it."""
 
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "INT8": 4, "INT4": 4, "Q8": 2, "Q4": 2}
+EXECUTORCH_SETTINGS = "executorch.json"
+"""Likewise of one for ExecuTorch: what its ``model.pte`` says of itself."""
+
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "INT8": 4, "INT4": 4, "Q8": 2, "Q4": 2, "8da8w": 4, "8da4w": 4}
 """Of a weight that stays as it is: what quantised files keep of the embedding. At most, therefore."""
 
 
@@ -48,8 +52,8 @@ class Format:
     Attributes:
         modules: that must be installed, as the extra of the format's name has them.
         families: that converter and runtime compute.
-        types: and the converter's flags for each; rows must be whole groups of the ``group`` weights that those with a Q
-            round together, or stay as they are.
+        types: and the converter's flags for each; rows must be whole groups of the ``group`` weights that those of fewer
+            than 16 bits round together, or stay as they are.
         command: module and arguments of the converter.
         settings: what the converter expects otherwise in ``config.json``, of what stands there.
     """
@@ -113,6 +117,15 @@ FORMATS = {
         ("mlx_lm", "convert", "--hf-path", "{checkpoint}", "--mlx-path", "{out}"),
         _mlx_settings,
     ),
+    "executorch": Format(
+        "executorch",
+        ("executorch",),
+        ("lfm2", "llama", "qwen3", "gemma3_text"),
+        {"F32": ("F32",), "8da8w": ("8da8w",), "8da4w": ("8da4w",)},
+        32,
+        ("minnow.device.executorch_export", "{checkpoint}", "{out}"),
+        lambda _: {},
+    ),
 }
 """Formats by name."""
 
@@ -174,10 +187,10 @@ def plan_folder(checkpoint: Path, format: Format, type: str) -> FolderPlan:
             f"{checkpoint} is a {kind!r} model, and as {format.name} {', '.join(map(repr, format.families))} are "
             "written; use the runtime's own converter, or --to gguf"
         )
-    if type.startswith("Q") and config.hidden_size % format.group:
+    if not type.startswith(("F", "BF")) and config.hidden_size % format.group:
         raise UserError(
             f"{type} rounds {format.group} weights together, and the rows of {checkpoint} are {config.hidden_size} wide; "
-            f"choose F16, or a width that is a multiple of {format.group}"
+            f"choose F32, or a width that is a multiple of {format.group}"
         )
     weights = weight_files(checkpoint)
     entries = (

@@ -1,19 +1,21 @@
 """Worker process around an exported folder: the operations of :class:`minnow.device.runtimes.FolderRuntime`.
 
-A folder with ``genai_config.json`` is opened by onnxruntime-genai, any other by mlx-lm.
+A folder with ``genai_config.json`` is opened by onnxruntime-genai, one with ``executorch.json`` by ExecuTorch, any other by
+mlx-lm.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from minnow.device.folder_export import GENAI_SETTINGS
+from minnow.device.folder_export import EXECUTORCH_SETTINGS, GENAI_SETTINGS
 from minnow.device.llama_worker import log_softmax
 from minnow.device.worker_process import serve
 from minnow.files import read_json
@@ -104,13 +106,72 @@ class MlxNetwork:
             yield int(token)
 
 
+def load_operators() -> None:
+    """Make known to torch and to the runtime: attention, and embeddings of 8 bits."""
+    for name in ("executorch.extension.llm.custom_ops.custom_ops", "executorch.kernels.quantized"):
+        import_module(name)
+
+
+class ExecutorchNetwork:
+    """A folder under ExecuTorch, with the tokenizer of its runners."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+        from pytorch_tokenizers import CppHFTokenizer
+
+        load_operators()
+        portable_lib._unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(folder / "model.pte")
+        self._forward = program.load_method("forward")
+        said = {name: program.load_method(name).execute([]) for name in program.method_names - {"forward"}}
+        self.ends = {int(each) for each in said["get_eos_ids"]}
+        (self.vocab_size,), (self._at_once,) = said["get_vocab_size"], said["get_max_seq_len"]
+        self._words = CppHFTokenizer()
+        self._words.load(str(folder / "tokenizer.json"))
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(each) for each in self._words.encode(text, 0, 0)]
+
+    def read(self, parts: list[list[int]]) -> Iterator[np.ndarray]:
+        # A call gives the logits after its last token: token by token for all of them, then the first part at once, which
+        # the others go on from.
+        first, *others = parts
+        yield np.stack([self.after([token], place) for place, token in enumerate(first)])
+        self.after(first, 0)
+        place = len(first)
+        for part in others:
+            yield np.stack([self.after([token], place + i) for i, token in enumerate(part)])
+            place += len(part)
+
+    def answer(self, prompt: list[int], room: int) -> Iterator[int]:
+        logits = self.after(prompt, 0)
+        for place in range(len(prompt), len(prompt) + room):
+            yield (token := int(logits.argmax()))
+            logits = self.after([token], place)
+
+    def after(self, ids: list[int], place: int) -> np.ndarray:
+        """Logits ``[vocab]`` after ``ids``, the first of which stands at ``place``; a text begins at 0."""
+        import torch
+
+        for i in range(0, len(ids), self._at_once):
+            tokens = torch.tensor([ids[i : i + self._at_once]])
+            (logits,) = self._forward.execute([tokens, torch.tensor([place + i])])
+        return logits[0].numpy()
+
+
 class Worker:
     """The operations; every public method is one."""
 
     def load(self, folder: str) -> None:
         place = Path(folder)
-        onnx = (place / GENAI_SETTINGS).exists()
-        self._network: Network = OnnxNetwork(place, threads=1) if onnx else MlxNetwork(place)
+        self._network: Network
+        if (place / GENAI_SETTINGS).exists():
+            self._network = OnnxNetwork(place, threads=1)
+        elif (place / EXECUTORCH_SETTINGS).exists():
+            self._network = ExecutorchNetwork(place, threads=1)
+        else:
+            self._network = MlxNetwork(place)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [self._network.tokenize(text) for text in texts]

@@ -321,7 +321,8 @@ def verify_files(checkpoint: Path, files: Sequence[GgufFile | ExportedFolder], o
 
 # Least agreement (near ties granted) and largest mean KL of a sound file, by its type.
 _EXACT, _EIGHT = (0.995, 1e-4), (0.7, 0.1)
-_LIMITS = {"F32": _EXACT, "F16": _EXACT, "BF16": (0.9, 0.05), "Q8_0": _EIGHT, "INT8": _EIGHT, "Q8": _EIGHT}
+_LIMITS = {"F32": _EXACT, "F16": _EXACT, "BF16": (0.9, 0.05)}
+_LIMITS |= dict.fromkeys(("Q8_0", "INT8", "Q8", "8da8w"), _EIGHT)
 _ROUNDED = (0.1, 1.0)  # of fewer bits: what no rounding explains, not even that of random weights
 
 

@@ -51,7 +51,7 @@ def opened(file: Path, positions: int) -> AbstractContextManager[Runtime]:
 
 
 class FolderRuntime(FileWorker):
-    """onnxruntime-genai or mlx-lm with an exported folder open, in a process of its own; use it as a context manager.
+    """onnxruntime-genai, ExecuTorch or mlx-lm with an exported folder open, in a process of its own: a context manager.
 
     Raises:
         UserError: the runtime is missing, died, or does not open the folder.
@@ -90,6 +90,8 @@ class FolderRuntime(FileWorker):
             ) from None
         if "error" in answer:
             if answer["kind"] == "ModuleNotFoundError":
-                raise UserError(f'{answer["error"]}; run: pip install "minnow[onnx]" or "minnow[mlx]"')
+                raise UserError(
+                    f'{answer["error"]}; run: pip install "minnow[onnx]", "minnow[mlx]" or "minnow[executorch]"'
+                )
             raise UserError(f"the runtime could not {op} {self.folder}: {answer['error']}; export it again")
         return answer["ok"]

@@ -107,7 +107,7 @@ class Backbone(nn.Module):
                 if isinstance(layer.mixer, GatedDelta | GatedLinear):
                     layer.mixer.initialise_rates(generator)
 
-    def _rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int] | None, RotaryTable]:
+    def rotary(self, positions: Tensor) -> dict[tuple[config.Rope, int] | None, RotaryTable]:
         """One table for every kind of rotation among the layers."""
         shapes = {layer.rotation: layer.shape.mixer for layer in self.layers}
         return {
@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         """What a mixer or feed-forward hands to the residual stream."""
         return update if norm is None else self._norm(update, norm)
 
-    def _through(
+    def through(
         self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor], places: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """Hidden states after the final norm, ``mix`` being what a layer's mixer makes of its input.
@@ -166,8 +166,8 @@ class Backbone(nn.Module):
         Returns:
             ``[B, T, D]`` in the weights' dtype.
         """
-        tables = self._rotary(torch.arange(first, first + tokens.shape[1], device=tokens.device))
-        return self._through(tokens, lambda layer, x: layer.mixer(x, tables.get(layer.rotation), documents))
+        tables = self.rotary(torch.arange(first, first + tokens.shape[1], device=tokens.device))
+        return self.through(tokens, lambda layer, x: layer.mixer(x, tables.get(layer.rotation), documents))
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, lengths: Tensor, capacity: int) -> tuple[Tensor, DecodeState]:
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
         Returns:
             Hidden state at each row's last id ``[B, D]``, and the decode state.
         """
-        tables = self._rotary(torch.arange(tokens.shape[1], device=tokens.device))
+        tables = self.rotary(torch.arange(tokens.shape[1], device=tokens.device))
         states: list[LayerState] = []
 
         def mix(layer: Layer, x: Tensor) -> Tensor:
@@ -190,17 +190,17 @@ class Backbone(nn.Module):
             return mixed
 
         last = torch.arange(len(tokens), device=tokens.device), lengths - 1
-        return self._through(tokens, mix, last), DecodeState(states, lengths.clone())
+        return self.through(tokens, mix, last), DecodeState(states, lengths.clone())
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:
         """Read one more id per row: ``tokens [B]`` to hidden states ``[B, D]``; ``state`` moves on by one."""
-        tables, states = self._rotary(state.lengths), iter(state.layers)
+        tables, states = self.rotary(state.lengths), iter(state.layers)
 
         def mix(layer: Layer, x: Tensor) -> Tensor:
             return layer.mixer.step(x, tables.get(layer.rotation), state.lengths, next(states))  # type: ignore[arg-type]
 
-        hidden = self._through(tokens, mix)
+        hidden = self.through(tokens, mix)
         state.lengths = state.lengths + 1
         return hidden
 

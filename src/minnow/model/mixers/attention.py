@@ -32,7 +32,7 @@ class Attention(nn.Module):
         for name in ("q_norm", "k_norm"):
             self.register_parameter(name, nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None)
 
-    def _project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def project(self, x: Tensor, rotary: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """``x [B, T, D]`` to rotated ``q [B, T, H, h]``, ``k, v [B, T, G, h]``, and the gate's logits."""
         assert rotary is not None, "attention needs a rotary table"
         shape = self.shape
@@ -53,15 +53,15 @@ class Attention(nn.Module):
             return None
         return multiplier(self.q_norm, self.norm_offset), multiplier(self.k_norm, self.norm_offset)
 
-    def _out(self, mixed: Tensor, gate: Tensor | None) -> Tensor:
+    def out(self, mixed: Tensor, gate: Tensor | None) -> Tensor:
         if gate is not None:
             mixed = mixed * torch.sigmoid(gate)
         return self.out_proj(mixed.flatten(-2))
 
     def forward(self, x: Tensor, rotary: RotaryTable | None, documents: Tensor | None) -> Tensor:
         """``x [B, T, D]`` to ``[B, T, D]``; a query sees the earlier positions of its own document."""
-        q, k, v, gate = self._project(x, rotary)
-        return self._out(self.attend(q, k, v, documents), gate)
+        q, k, v, gate = self.project(x, rotary)
+        return self.out(self.attend(q, k, v, documents), gate)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
         """What :func:`kernels.attention` makes of queries, keys and values."""
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
     ) -> tuple[Tensor, AttentionState]:
         """As ``forward`` over right-padded rows; the state has room for ``capacity`` positions, or for the window."""
-        q, k, v, gate = self._project(x, rotary)
+        q, k, v, gate = self.project(x, rotary)
         window = self.shape.window
         if window is not None and window < capacity:
             state = AttentionState(ring(k, lengths, window), ring(v, lengths, window))
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             padding = (0, 0, 0, capacity - x.shape[1])
             kept = (F.pad(heads.transpose(1, 2), padding).contiguous() for heads in (k, v))
             state = AttentionState(*kept)
-        return self._out(self.attend(q, k, v, None), gate), state
+        return self.out(self.attend(q, k, v, None), gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: AttentionState) -> Tensor:
         """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""
@@ -91,7 +91,7 @@ class Attention(nn.Module):
             shape.softcap,
         )  # fmt: skip
         gate = projected[:, sum(self.rows[:3]) :].unflatten(-1, (shape.heads, -1)) if shape.output_gate else None
-        return self._out(mixed, gate)
+        return self.out(mixed, gate)
 
     def blocks(self) -> dict[str, list[int]]:
         """Row sizes of the logical matrices inside each weight matrix."""
