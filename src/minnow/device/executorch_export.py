@@ -91,7 +91,7 @@ def _round(model: Backbone, bits: int) -> None:
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     eight = Int8DynamicActivationIntxWeightConfig(torch.int8, PerAxis(0))
-    four = Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(_GROUP))
+    four = Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(_GROUP))  # type: ignore[attr-defined]
 
     def fits(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and module.in_features % _GROUP == 0
