@@ -38,6 +38,12 @@ def test_halves_are_averaged_in_float32() -> None:
     assert soup(members)["a"].dtype == torch.float32 and float(soup(members)["a"]) == 257.0
 
 
+def test_different_shapes_are_refused() -> None:
+    for other in ({"a": torch.ones(3, 4)}, {"a": torch.ones(3, 4), "b": torch.ones(6)}):
+        with pytest.raises(UserError, match="differ in shape"):
+            soup([member(0), other])
+
+
 def tensors(count: int, shape: tuple[int, ...] = (7, 12), seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]

@@ -91,6 +91,8 @@ def test_every_multiplier_lies_above_zero_and_at_most_at_one(
 @pytest.mark.parametrize(
     ("values", "named"),
     [
+        ({"schedule": "steps"}, "'steps'"),
+        ({"decay_shape": "sqrt"}, "'sqrt'"),
         ({"steps": 0}, "steps is 0"),
         ({"spike": -1.0}, "spike is -1"),
     ],

@@ -122,9 +122,17 @@ def merge_tensors(tensors: Sequence[Tensor], settings: Merge, name: str = "") ->
 
 
 def soup(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of state dicts of one shape, of one or more (arXiv 2203.05482)."""
+    """The mean of state dicts of one shape, of one or more (arXiv 2203.05482).
+
+    Raises:
+        UserError: the members do not have the same tensors.
+    """
+    first = members[0]
+    for member in members[1:]:
+        if {n: t.shape for n, t in member.items()} != {n: t.shape for n, t in first.items()}:
+            raise UserError("the checkpoints differ in shape and cannot be averaged; merge checkpoints of one model")
     shares = [1 / len(members)] * len(members)
-    return {name: _sum(shares, [_exact(member[name]) for member in members]) for name in members[0]}
+    return {name: _sum(shares, [_exact(member[name]) for member in members]) for name in first}
 
 
 def kept_chance(tau: Tensor, settings: Merge) -> Tensor:

@@ -27,7 +27,7 @@ from minnow.train.pace import Pace
 from minnow.train.precision import compute_dtype, out_of_memory
 from minnow.train.quantised import BlockType, QuantisedOptimizer
 from minnow.train.ranks import Ranks
-from minnow.train.schedule import SCHEDULES, DecayShape, Schedule
+from minnow.train.schedule import DECAY_SHAPES, SCHEDULES, DecayShape, Schedule
 
 MAX_BAD_STEPS = 10
 """Steps in a row with a non-finite gradient before training gives up."""
@@ -66,6 +66,10 @@ class TrainSettings:
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"there is no schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
+        if self.decay_shape not in DECAY_SHAPES:
+            raise UserError(f"there is no decay_shape {self.decay_shape!r}; use one of {', '.join(DECAY_SHAPES)}")
         if self.steps < 1 or self.log_every < 1:
             raise UserError(f"steps is {self.steps} and log_every {self.log_every}; training needs at least 1 of each")
         if self.spike < 0:
