@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minnow.errors import UserError
+from minnow.model import kernels
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import from_hf_weights, load_model, save_checkpoint, save_model, to_hf_weights
 from minnow.model.config import (
@@ -89,14 +90,20 @@ def pair(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[P
     return theirs, load_model(folder, None)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_gradients_equal_transformers(case: str, tmp_path: Path) -> None:
+def test_logits_and_gradients_equal_transformers(
+    case: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(kernels, "fusable", lambda *tensors: False)
     theirs, ours = pair(case, tmp_path)
     tokens = tokens_of(2, 70)
     wanted = theirs(input_ids=tokens, use_cache=False).logits
     found = ours.logits(ours(tokens))
-    # With delta nets transformers itself is 3e-4 from its float64.
-    assert float((found - wanted).detach().abs().max()) <= (5e-4 if case.startswith("qwen3_5") else 1e-4)
+    # With delta nets transformers itself is 3e-4 from its float64: another order of sums is as far from it.
+    allowed = 5e-4 if fused and case.startswith("qwen3_5") else 1e-4
+    assert float((found - wanted).detach().abs().max()) <= allowed
     assert float(wanted.std()) > 0.3, "a comparison of near-zeros would say little"
 
     weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)) / wanted.shape[1]

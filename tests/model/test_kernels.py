@@ -28,9 +28,8 @@ from minnow.model.kernels import build, fused, fused_training, products, recurre
 
 BF16 = 2.0**-8
 SINGLE = 2.0**-9  # of what bfloat16 is allowed
-types = st.sampled_from(build.DTYPES)
 EPS = 1e-5
-needs_library = pytest.mark.skipif(build.load().library is None, reason=build.load().description)
+needs_library = pytest.mark.skipif(build.load(torch.bfloat16).library is None, reason=kernels.describe())
 shapes = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -48,8 +47,8 @@ def allowed(dtype: torch.dtype, tolerance: float) -> float:
     return tolerance * (SINGLE if dtype == torch.float32 else 1.0)
 
 
-def close(actual: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> None:
-    scale = float(wanted.abs().max()) + 1e-2  # a gradient that is zero by theory is rounding here
+def close(actual: Tensor, wanted: Tensor, tolerance: float, what: str = "", least: float = 1e-3) -> None:
+    scale = float(wanted.abs().max()) + least  # a gradient that is zero by theory is rounding here
     error = float((actual.double() - wanted).abs().max()) / scale
     assert error <= tolerance, f"{what}: off by {error:.2e} of the largest value, {tolerance:.2e} allowed"
 
@@ -57,10 +56,12 @@ def close(actual: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> N
 def compare(name: str, inputs: list[Tensor], rest: tuple, tolerance: float = BF16, gradient: float = 2 * BF16) -> None:
     """Outputs and gradients of the fused operation against float64 with a random cotangent, in both of its types."""
     compare_in_one_type(name, inputs, rest, tolerance, gradient)
-    compare_in_one_type(name, [x.float() for x in inputs], rest, SINGLE * tolerance, SINGLE * gradient)
+    compare_in_one_type(name, [x.float() for x in inputs], rest, SINGLE * tolerance, SINGLE * gradient, 1e-2)
 
 
-def compare_in_one_type(name: str, inputs: list[Tensor], rest: tuple, tolerance: float, gradient: float) -> None:
+def compare_in_one_type(
+    name: str, inputs: list[Tensor], rest: tuple, tolerance: float, gradient: float, least: float = 1e-3
+) -> None:
     ours = [x.detach().clone().requires_grad_() for x in inputs]
     theirs = [x.detach().double().requires_grad_() for x in inputs]
     results, wanted = getattr(kernels, name)(*ours, *rest), getattr(reference, name)(*theirs, *rest)
@@ -73,7 +74,7 @@ def compare_in_one_type(name: str, inputs: list[Tensor], rest: tuple, tolerance:
     torch.autograd.backward(wanted, [g.double() for g in cotangents])
     for index, (x, y) in enumerate(zip(ours, theirs, strict=True)):
         assert x.grad is not None and y.grad is not None and x.grad.dtype == x.dtype
-        close(x.grad, y.grad, gradient, f"{name} gradient {index}")
+        close(x.grad, y.grad, gradient, f"{name} gradient {index}", least)
 
 
 sizes = st.integers(1, 70)
@@ -178,16 +179,18 @@ def test_packed_weights_and_norms_take_no_other_type_for_their_own() -> None:
 
 @needs_library
 @shapes
-@given(batch=st.integers(1, 40), width=sizes, taps=st.integers(1, 7), dtype=types)
-def test_short_conv_step(batch: int, width: int, taps: int, dtype: torch.dtype) -> None:
+@given(batch=st.integers(1, 40), width=sizes, taps=st.integers(1, 7))
+def test_short_conv_step(batch: int, width: int, taps: int) -> None:
     drawn = draw(batch, 3 * width), draw(width, taps), draw(batch, taps - 1, width, seed=2)
-    bcx, weight, inputs = (x.to(dtype) for x in drawn)
-    ours, theirs = inputs.clone(), inputs.double()
-    with torch.no_grad():
-        result = kernels.short_conv_step(bcx, weight, ours)
-    close(result, reference.short_conv_step(bcx.double(), weight.double(), theirs), allowed(dtype, 2 * BF16), "output")
-    if taps > 1:
-        close(ours, theirs, allowed(dtype, BF16), "inputs")
+    for dtype in build.DTYPES:
+        bcx, weight, inputs = (x.to(dtype) for x in drawn)
+        ours, theirs = inputs.clone(), inputs.double()
+        with torch.no_grad():
+            result = kernels.short_conv_step(bcx, weight, ours)
+        wanted = reference.short_conv_step(bcx.double(), weight.double(), theirs)
+        close(result, wanted, allowed(dtype, 2 * BF16), "output")
+        if taps > 1:
+            close(ours, theirs, allowed(dtype, BF16), "inputs")
 
 
 @needs_library
@@ -202,30 +205,29 @@ def test_short_conv_step(batch: int, width: int, taps: int, dtype: torch.dtype) 
     wraps=st.booleans(),
     normed=st.booleans(),
     gate=st.sampled_from([0, 5]),
-    dtype=types,
 )
 def test_attention_step(
-    batch: int, groups: int, sharing: int, dim: int, turning: float, capacity: int, wraps: bool, normed: bool,
-    gate: int, dtype: torch.dtype,
-) -> None:  # fmt: skip
+    batch: int, groups: int, sharing: int, dim: int, turning: float, capacity: int, wraps: bool, normed: bool, gate: int
+) -> None:
     heads, turn = groups * sharing, int(dim * turning)
-    qkv = draw(batch, (heads + 2 * groups) * dim + gate).to(dtype)
     lengths = torch.randint(
         0, 3 * capacity if wraps else capacity, (batch,), generator=torch.Generator().manual_seed(1)
     )
     angles = (lengths[:, None] * torch.linspace(1, 0.01, turn // 2)).repeat(1, 2)
     rotary = angles.cos(), angles.sin()
-    norms = (draw(dim, seed=3).to(dtype), draw(dim, seed=4).to(dtype)) if normed else None
-    caches = [draw(batch, groups, capacity, dim, seed=seed).to(dtype) for seed in (5, 6)]
-    ours, theirs = [x.clone() for x in caches], [x.double() for x in caches]
-    wide = tuple(x.double() for x in norms) if norms else None
     turned = (rotary[0].double(), rotary[1].double())
-    with torch.no_grad():
-        result = kernels.attention_step(qkv, norms, EPS, rotary, lengths, *ours, heads)
-    wanted = reference.attention_step(qkv.double(), wide, EPS, turned, lengths, *theirs, heads)
-    close(result, wanted, allowed(dtype, 3 * BF16), "attention")
-    close(ours[0], theirs[0], allowed(dtype, BF16), "keys")
-    close(ours[1], theirs[1], allowed(dtype, BF16), "values")
+    for dtype in build.DTYPES:
+        qkv = draw(batch, (heads + 2 * groups) * dim + gate).to(dtype)
+        norms = (draw(dim, seed=3).to(dtype), draw(dim, seed=4).to(dtype)) if normed else None
+        caches = [draw(batch, groups, capacity, dim, seed=seed).to(dtype) for seed in (5, 6)]
+        ours, theirs = [x.clone() for x in caches], [x.double() for x in caches]
+        wide = tuple(x.double() for x in norms) if norms else None
+        with torch.no_grad():
+            result = kernels.attention_step(qkv, norms, EPS, rotary, lengths, *ours, heads)
+        wanted = reference.attention_step(qkv.double(), wide, EPS, turned, lengths, *theirs, heads)
+        close(result, wanted, allowed(dtype, 3 * BF16), "attention")
+        close(ours[0], theirs[0], allowed(dtype, BF16), "keys")
+        close(ours[1], theirs[1], allowed(dtype, BF16), "values")
 
 
 @needs_library
@@ -338,32 +340,32 @@ def test_attention(
 @given(
     batch=st.integers(1, 2), length=st.integers(1, 200), groups=st.integers(1, 2), sharing=st.integers(1, 3),
     key=st.sampled_from([16, 32]), value=st.sampled_from([16, 48]), fade=st.sampled_from([1e-3, 1.0, 30.0]),
-    seed=st.integers(0, 99), dtype=types,
+    seed=st.integers(0, 99),
 )  # fmt: skip
 def test_gated_delta(
-    batch: int, length: int, groups: int, sharing: int, key: int, value: int, fade: float, seed: int, dtype: torch.dtype
+    batch: int, length: int, groups: int, sharing: int, key: int, value: int, fade: float, seed: int
 ) -> None:
     """Against the chunks of torch in float64, which are checked against the recurrence itself."""
     documents = None if seed % 4 == 0 else draw_documents(batch, length, seed)
-    inputs = [draw(batch, length, groups, key), draw(batch, length, groups, key, seed=1)]
-    inputs.append(draw(batch, length, groups * sharing, value, seed=2))
-    generator = torch.Generator().manual_seed(seed)
-    inputs.append(-fade * torch.rand((batch, length, groups * sharing), generator=generator))
-    inputs.append(torch.rand((batch, length, groups * sharing), generator=generator).bfloat16())
-    inputs = [x.to(dtype) if x.dtype == torch.bfloat16 else x for x in inputs]
-    ours = [x.clone().requires_grad_() for x in inputs]
-    theirs = [x.double().requires_grad_() for x in inputs]
-    (out, memory), (wanted, left) = kernels.gated_delta(*ours, documents), recurrences.gated_delta(*theirs, documents)
-    assert type(out.grad_fn).__name__.startswith("_GatedDelta")
-    close(out.detach(), wanted.detach(), allowed(dtype, BF16), "output")
-    close(memory, left.detach(), 1e-4, "memory")
-    cotangent = draw(*out.shape, seed=9).to(dtype)
-    out.backward(cotangent)
-    wanted.backward(cotangent.double())
-    for name, x, y in zip(("q", "k", "v", "decay", "strength"), ours, theirs, strict=True):
-        assert x.grad is not None and y.grad is not None
-        # Value heads that share a key head have their parts rounded before they are added up.
-        close(x.grad, y.grad, allowed(dtype, (8 if sharing > 1 else 3) * BF16), name)
+    generator, shape = torch.Generator().manual_seed(seed), (batch, length, groups * sharing)
+    drawn = [draw(batch, length, groups, key), draw(batch, length, groups, key, seed=1), draw(*shape, value, seed=2)]
+    decay = -fade * torch.rand(shape, generator=generator)
+    drawn.append(torch.rand(shape, generator=generator).bfloat16())
+    for dtype in build.DTYPES:
+        q, k, v, strength = (x.to(dtype) for x in drawn)
+        ours = [x.clone().requires_grad_() for x in (q, k, v, decay, strength)]
+        theirs = [x.detach().double().requires_grad_() for x in ours]
+        out, memory = kernels.gated_delta(*ours, documents)
+        wanted, left = recurrences.gated_delta(*theirs, documents)
+        assert type(out.grad_fn).__name__.startswith("_GatedDelta")
+        close(out.detach(), wanted.detach(), allowed(dtype, BF16), "output")
+        close(memory, left.detach(), 1e-4, "memory")
+        cotangent = draw(*out.shape, seed=9).to(dtype)
+        out.backward(cotangent)
+        wanted.backward(cotangent.double())
+        for name, x, y in zip(("q", "k", "v", "decay", "strength"), ours, theirs, strict=True):
+            assert x.grad is not None and y.grad is not None
+            close(x.grad, y.grad, 3 * BF16 if dtype == torch.bfloat16 else SINGLE * 6 * BF16, name)
 
 
 @needs_library
@@ -633,7 +635,7 @@ def test_fallback_says_why_and_works(variable: str, value: str, wanted: str, mon
     monkeypatch.setenv(variable, value)
     found = build.load.__wrapped__(torch.bfloat16)
     assert found.library is None and found.description.startswith(wanted)
-    monkeypatch.setattr(build, "load", lambda dtype=torch.bfloat16: found)
+    monkeypatch.setattr(build, "load", lambda dtype: found)
     assert kernels.describe() == found.description
     x = draw(2, 8)
     torch.testing.assert_close(kernels.swiglu(x), reference.swiglu(x), rtol=0, atol=0)

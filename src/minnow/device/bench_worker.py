@@ -103,14 +103,14 @@ class TorchRunner:
         return int(self._model.logits(hidden).argmax())
 
     def facts(self) -> dict[str, Any]:
-        from minnow.model.kernels.build import load
+        from minnow.model.kernels import describe
 
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
         layers = getattr(self._state, "layers", [])
         state = sum(t.numel() * t.element_size() for layer in layers for t in layer.tensors())
         return {
             "runtime": f"torch {self._torch.__version__}",
-            "runtime_build": f"{self._torch.backends.cpu.get_cpu_capability()}, {load().description}",
+            "runtime_build": f"{self._torch.backends.cpu.get_cpu_capability()}, {describe()}",
             "memory": {"weights": weights, "state": state},
         }
 

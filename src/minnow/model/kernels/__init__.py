@@ -30,7 +30,7 @@ _MOST_TAPS = 8
 
 def describe(device: torch.device | str = "cpu") -> str:
     """Which implementations run on ``device``, and why no faster one does. Compiles or imports them on first use."""
-    return accelerated.describe() if torch.device(device).type == "cuda" else build.load().description
+    return accelerated.describe() if torch.device(device).type == "cuda" else build.load(torch.bfloat16).description
 
 
 def fusable(*tensors: Tensor) -> bool:
@@ -292,7 +292,9 @@ def logits(hidden: Tensor, head: Tensor, softcap: float | None = None, packed: T
 
 def highest(logits: Tensor, among: int) -> tuple[Tensor, Tensor]:
     """For each row of ``logits [B, V]`` the first place of the highest of its first ``among``, and its logsumexp."""
-    fused_here = logits.dtype == torch.float32 and logits.device.type == "cpu" and build.load().library is not None
+    fused_here = (
+        logits.dtype == torch.float32 and logits.device.type == "cpu" and build.load(torch.bfloat16).library is not None
+    )
     return (decoding if fused_here and logits.is_contiguous() else reference).highest(logits, among)
 
 
@@ -353,4 +355,4 @@ def adamw(
 
 def _updatable(grad: Tensor) -> bool:
     known = grad.dtype in (torch.bfloat16, torch.float32) and grad.device.type == "cpu"
-    return known and build.load().library is not None
+    return known and build.load(torch.bfloat16).library is not None

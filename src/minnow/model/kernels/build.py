@@ -73,7 +73,7 @@ def torch_only() -> bool:
 
 
 @functools.cache
-def load(dtype: torch.dtype = torch.bfloat16) -> Loaded:
+def load(dtype: torch.dtype) -> Loaded:
     """The library for tensors of ``dtype``, bfloat16 or float32, compiled if needed; never raises for a machine that
     cannot, the description then says why.
 
