@@ -12,7 +12,7 @@ from minnow.cli.output import AsJson, Threads, columns, emit
 from minnow.cli.text_models import Server, open_server
 from minnow.device.bench import Engine
 from minnow.device.card import device_card
-from minnow.device.folder_export import EXECUTORCH_SETTINGS, GENAI_SETTINGS
+from minnow.device.folder_export import engine_of
 from minnow.device.machine import describe_machine
 from minnow.device.operators import operator_costs
 from minnow.device.profile import profile as profile_models
@@ -115,7 +115,7 @@ def _operators_text(costs: dict[str, Any]) -> str:
 
 def _subject(model: str) -> Path | str:
     path = Path(model)
-    if path.suffix == ".gguf" or any((path / name).exists() for name in (GENAI_SETTINGS, EXECUTORCH_SETTINGS)):
+    if path.suffix == ".gguf" or engine_of(path):
         return path
     return model if find_preset(model) and not path.exists() else resolve_model(path)
 

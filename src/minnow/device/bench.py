@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minnow.device.folder_export import FolderEngine
 from minnow.device.worker_process import WorkerDied, WorkerProcess
 from minnow.errors import UserError
 
 Engine = Literal["llama.cpp", "torch"]
 """What runs files, folders and shapes."""
-
-FolderEngine = Literal["onnx", "executorch"]
-"""What runs the folders written for it."""
 
 # Parts of llama.cpp's memory, by what its log calls their buffers.
 _BUFFERS = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minnow.data.tokenizer import Tokenizer
-from minnow.device.folder_export import EXECUTORCH_SETTINGS
+from minnow.device.folder_export import SETTINGS
 from minnow.device.folder_worker import load_operators
 from minnow.files import write_json
 from minnow.model.backbone import Backbone
@@ -144,7 +144,7 @@ def write_program(checkpoint: Path, folder: Path, kind: str) -> None:
     folder.mkdir()
     with (folder / "model.pte").open("wb") as file:
         program.write_to_file(file)
-    write_json(folder / EXECUTORCH_SETTINGS, facts)
+    write_json(folder / SETTINGS["executorch"], facts)
     words.save(folder)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minnow.device.gguf_export import check_folder
 from minnow.device.worker_process import worker_environment
@@ -26,11 +26,17 @@ from minnow.model.config import Attention, ModelConfig, Rope
 from minnow.model.foreign import is_foreign
 from minnow.model.tensor_files import stored_tensors
 
-GENAI_SETTINGS = "genai_config.json"
-"""Of a folder for onnxruntime-genai, which is known by it."""
+FolderEngine = Literal["onnx", "executorch"]
+"""What runs the folders written for it, and can be profiled."""
 
-EXECUTORCH_SETTINGS = "executorch.json"
-"""Likewise of one for ExecuTorch: what its ``model.pte`` says of itself."""
+SETTINGS: dict[FolderEngine, str] = {"onnx": "genai_config.json", "executorch": "executorch.json"}
+"""The file that a folder for each is known by; ExecuTorch's holds what its ``model.pte`` says of itself."""
+
+
+def engine_of(folder: Path) -> FolderEngine | None:
+    """What runs an exported folder; None where it is none of :data:`SETTINGS`."""
+    return next((engine for engine, name in SETTINGS.items() if (folder / name).exists()), None)
+
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "INT8": 4, "INT4": 4, "Q8": 2, "Q4": 2, "8da8w": 4, "8da4w": 4}
 """Of a weight that stays as it is: what quantised files keep of the embedding. At most, therefore."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minnow.device.folder_export import EXECUTORCH_SETTINGS, GENAI_SETTINGS
+from minnow.device.folder_export import SETTINGS, engine_of
 from minnow.device.llama_worker import log_softmax
 from minnow.device.worker_process import serve
 from minnow.files import read_json
@@ -48,7 +48,7 @@ class OnnxNetwork:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = onnxruntime_genai.Model(config)
         self._words = onnxruntime_genai.Tokenizer(self._model)
-        self.settings, self.version = read_json(folder / GENAI_SETTINGS)["model"], onnxruntime_genai.__version__
+        self.settings, self.version = read_json(folder / SETTINGS["onnx"])["model"], onnxruntime_genai.__version__
         ends = self.settings["eos_token_id"]
         self.ends = set(ends if isinstance(ends, list) else [ends])
 
@@ -166,12 +166,13 @@ class Worker:
     def load(self, folder: str) -> None:
         place = Path(folder)
         self._network: Network
-        if (place / GENAI_SETTINGS).exists():
-            self._network = OnnxNetwork(place, threads=1)
-        elif (place / EXECUTORCH_SETTINGS).exists():
-            self._network = ExecutorchNetwork(place, threads=1)
-        else:
-            self._network = MlxNetwork(place)
+        match engine_of(place):
+            case "onnx":
+                self._network = OnnxNetwork(place, threads=1)
+            case "executorch":
+                self._network = ExecutorchNetwork(place, threads=1)
+            case None:
+                self._network = MlxNetwork(place)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [self._network.tokenize(text) for text in texts]

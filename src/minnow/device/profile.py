@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from minnow.device.bench import Bench, Engine, FolderEngine, Timing, interleaved
-from minnow.device.folder_export import EXECUTORCH_SETTINGS, GENAI_SETTINGS
+from minnow.device.bench import Bench, Engine, Timing, interleaved
+from minnow.device.folder_export import SETTINGS, FolderEngine, engine_of
 from minnow.device.gguf_export import export_gguf, gguf_metadata
 from minnow.device.machine import cpu_ticks, describe_machine, energy_joules, load_average, steal_share
 from minnow.device.random_gguf import write_random_gguf
@@ -33,11 +33,11 @@ NOISY_SPREAD = 0.10  # standard deviation over mean of the repeats
 _LOAD_SLACK = 0.5  # load average that an idle machine shows anyway
 _WAITED = 0.9  # of the time, the one thread must have had its core
 _DECODED = 100  # tokens that decoding speed is taken over, as in Pipette
-_FOLDERS: tuple[tuple[str, FolderEngine, str, Callable[[Any], int]], ...] = (
-    (GENAI_SETTINGS, "onnx", "onnxruntime-genai", lambda said: said["model"]["context_length"]),
-    (EXECUTORCH_SETTINGS, "executorch", "ExecuTorch", lambda said: said["get_max_context_len"]),
-)
-"""Folders of other runtimes: the file that they are known by, what runs them, its name, and the context it gives."""
+_FOLDERS: dict[FolderEngine, tuple[str, Callable[[Any], int]]] = {
+    "onnx": ("onnxruntime-genai", lambda said: said["model"]["context_length"]),
+    "executorch": ("ExecuTorch", lambda said: said["get_max_context_len"]),
+}
+"""Of folders for other runtimes: the runtime's name, and the context that their settings give."""
 _UNKNOWN: dict[str, Any] = {
     "type": None, "bytes": None, "parameters": None, "threads": None, "load_seconds": None, "peak_rss_bytes": None,
     "peak_rss_before_bytes": None, "memory": [], "steal_share": None, "energy_joules": None,
@@ -126,13 +126,13 @@ def _opened(model: Path | str, engine: Engine, kind: str) -> Iterator[_Subject]:
         size = model.stat().st_size
         yield _Subject(model.name, model, engine, facts["type"], size, facts["parameters"], facts["context_length"])
         return
-    for settings, runs, runtime, context in _FOLDERS:
-        if isinstance(model, Path) and (model / settings).exists():
-            if engine != "llama.cpp":
-                raise UserError(f"{model} is a folder that only {runtime} runs; leave out --engine {engine}")
-            size = sum(file.stat().st_size for file in model.iterdir())
-            yield _Subject(model.name, model, runs, None, size, None, context(read_json(model / settings)))
-            return
+    if isinstance(model, Path) and (runs := engine_of(model)) is not None:
+        runtime, context = _FOLDERS[runs]
+        if engine != "llama.cpp":
+            raise UserError(f"{model} is a folder that only {runtime} runs; leave out --engine {engine}")
+        size = sum(file.stat().st_size for file in model.iterdir())
+        yield _Subject(model.name, model, runs, None, size, None, context(read_json(model / SETTINGS[runs])))
+        return
     with tempfile.TemporaryDirectory() as folder:
         yield _written(model, engine, kind, Path(folder))
 
