@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -11,12 +13,27 @@ from minnow.machine import usable_cores
 
 
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where matrix products in it are native (CPU with avx512_bf16/amx, CUDA), else float32."""
+    """bfloat16 where matrix products in it are faster than in float32 (CUDA, CPUs that multiply it natively), else float32.
+
+    By what the processor is, not by the clock: ranks have to agree, and a training that goes on computes as it began.
+    """
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if _converts_only(torch.cpu.get_capabilities()):
+        return torch.float32
     # Builds without oneDNN (some for macOS) do not have the question.
     supported = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if supported else torch.float32
+
+
+def _converts_only(cpu: Mapping[str, Any]) -> bool:
+    """Whether a processor takes bfloat16 but multiplies no more of it than of float32 (docs/results/backbone.md).
+
+    Intel's cores have one unit for it where they have two for float32, so it is AMX that makes it fast, which virtual
+    machines may hide.
+    """
+    intel = cpu.get("cpu_name", "").startswith("Intel")
+    return intel and cpu.get("avx512_bf16", False) and not cpu.get("amx_bf16", False)
 
 
 def peak_flops(device: torch.device) -> float:
