@@ -3,15 +3,15 @@
     python benchmarks/design.py --out runs/design-100m
 
 Runs the search as `minnow design` does, then scales the layouts of LFM2-350M, Gemma 3 270M and Qwen3.5-0.8B (their layers,
-proportions and numbers of heads) to the same parameters and vocabulary, measures those in the same way, trains them at a
-quarter of their width on as many tokens of the same text, and prints one table. Resumable.
+proportions and numbers of heads) to the same parameters and vocabulary, trains them at a quarter of their width on as many
+tokens of the same text, measures them in turns with the winner, and prints one table. Resumable.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from minnow.cli.design import read_budget
 from minnow.cli.output import columns
 from minnow.device.design import Journal, Measuring, Train, search
 from minnow.device.design_quality import ShortTraining
-from minnow.device.design_space import Space
+from minnow.device.design_space import Design, Space
 from minnow.device.timing import time_shapes
 from minnow.files import write_json
 from minnow.model.accounting import parameter_parts
@@ -102,30 +102,28 @@ def main() -> None:
     searched = time.monotonic() - start
     best = found["winner"]
     tokens = found["rungs"][-1]["tokens"] if found["rungs"] else 0
-    entries: list[dict[str, Any]] = [
-        {"name": f"winner, {best['name']}", "parameters": best["parameters"], "loss": best["loss"], **best["measured"]}
-    ]
+    vocab, kind = best["design"]["vocab"], best["design"]["kind"]
+    shapes = {f"winner, {best['name']}": Design(**best["design"]).config()}
+    losses: list[float | None] = [best["loss"]]
     for name in LAYOUTS:
-        published, vocab = PRESETS[name], best["design"]["vocab"]
-        width = nearest_width(published, best["parameters"], vocab)
-        config = scaled(published, width, vocab)
-        asked = ("layout", name, width, vocab, asdict(budget), tokens, train.digest, given.repeats, given.threads)
-        entry = journal.known(*asked)
-        if entry is None:
-            (speed,) = time_shapes({name: config}, [budget.decode_depth], ANSWER, given.repeats, given.threads,
-                                   kind=best["design"]["kind"], positions=budget.context)[name]  # fmt: skip
-            small = replace(scaled(published, width, vocab, SHRINK), family="minnow")
-            entry = journal.keep(
-                {
-                    "name": f"{name}'s layout, {width} wide",
-                    "parameters": sum(parameter_parts(config).values()),
-                    "loss": short.loss(small, tokens) if tokens else None,
-                    "token_ms": speed.token_ms,
-                    "memory": speed.peak_bytes - speed.before_bytes,
-                },
-                *asked,
-            )
-        entries.append(entry)
+        width = nearest_width(PRESETS[name], best["parameters"], vocab)
+        shapes[f"{name}'s layout, {width} wide"] = scaled(PRESETS[name], width, vocab)
+        asked = ("layout", name, width, tokens, train.digest)
+        small = replace(scaled(PRESETS[name], width, vocab, SHRINK), family="minnow")
+        losses.append((journal.known(*asked) or journal.keep(short.loss(small, tokens), *asked)) if tokens else None)
+    speeds = time_shapes(
+        shapes, [budget.decode_depth], ANSWER, given.repeats, given.threads, kind=kind, positions=budget.context
+    )
+    entries: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "parameters": sum(parameter_parts(config).values()),
+            "loss": loss,
+            "token_ms": speeds[name][0].token_ms,
+            "memory": speeds[name][0].peak_bytes - speeds[name][0].before_bytes,
+        }
+        for (name, config), loss in zip(shapes.items(), losses, strict=True)
+    ]
     rows = [["", "parameters", "loss", "tok/s", "memory", "winner is better in"]]
     for entry in entries:
         better = sum(entries[0][key] < entry[key] for key in ("loss", "token_ms", "memory") if entry[key] is not None)

@@ -4,7 +4,7 @@
 
 Measures a block table for each width, draws unseen designs of the same budget (seeded), measures each whole and prints
 predicted against measured. What was measured stays in the folder's journal, so the command goes on where it was stopped.
-About three seconds a model on an idle core: nine models a width and the unseen ones.
+About eight seconds a model on an idle core: twelve models a width and the unseen ones.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def main() -> None:
     tables = block_tables(kept, budget, journal, how)
     rows, errors = [["design", "TTFT at 64", "predicted", "token", "predicted", "memory", "predicted"]], []
     for one in unseen:
-        real, (ttft, token) = found[one], tables[one.width, one.kind].predict(one)
-        memory = one.memory(budget.context)
+        real, table_of = found[one], tables[one.width, one.kind]
+        ttft, token = table_of.predict(one)
+        memory = table_of.memory(one, budget.context)
         errors.append([ttft / real["ttft_ms"] - 1, token / real["token_ms"] - 1, memory / real["memory"] - 1])
         cells = [one.name]
         cells += [f"{real['ttft_ms']:.2f} ms", f"{errors[-1][0]:+.1%}", f"{real['token_ms']:.3f} ms"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minnow.cli import design as command
 from minnow.device import design as module
-from minnow.device.block_table import features, fit_table, table_designs
+from minnow.device.block_table import TABLE_DESIGNS, features, fit_table, table_designs
 from minnow.device.design import Journal, Measuring, Train, search
 from minnow.device.design_space import Budget, Design, Space, designs, fitting
 from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
@@ -84,10 +84,31 @@ def test_widths_that_a_type_cannot_hold() -> None:
 def test_a_block_table_gives_back_the_costs_it_was_made_from() -> None:
     kept = [one for one in fitting(SPACE, BUDGET).kept if one.width == 192]
     ones = table_designs(kept)
-    table = fit_table(192, "Q4_0", [(one, float(features(one) @ TTFT), float(features(one) @ TOKEN)) for one in ones])
+    found = [
+        {"ttft_ms": features(one) @ TTFT, "token_ms": features(one) @ TOKEN, "memory": one.memory(512) + 7}
+        for one in ones
+    ]
+    table = fit_table(192, "Q4_0", 512, list(zip(ones, found, strict=True)))
     assert max(table.errors) < 1e-9
     for one in kept:  # all of them are interpolated
         assert table.predict(one) == pytest.approx((features(one) @ TTFT, features(one) @ TOKEN))
+        assert table.memory(one, 512) == one.memory(512) + 7
+
+
+def test_a_table_is_measured_where_it_predicts_and_tells_its_blocks_apart() -> None:
+    """No other choice of as many designs, of five hundred, leaves the costs as certain."""
+    kept = [one for one in fitting(SPACE, BUDGET).kept if one.width == 192]
+    rows = np.array([features(one) / one.parameters for one in kept])
+    rows /= np.abs(rows).max(axis=0)
+    chosen = table_designs(kept)
+    assert len(set(chosen)) == min(TABLE_DESIGNS, len(kept)) and set(chosen) <= set(kept)
+    random = np.random.default_rng(0)
+
+    def certain(places: list[int]) -> float:
+        return float(np.linalg.slogdet(1e-6 * np.eye(rows.shape[1]) + rows[places].T @ rows[places])[1])
+
+    others = [certain([*random.choice(len(kept), len(chosen), replace=False)]) for _ in range(500)]
+    assert certain([kept.index(one) for one in chosen]) > max(others)
 
 
 points = st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=7)

@@ -1,14 +1,13 @@
-"""An additive model of latency: what each block costs on this machine, fitted to models that differ in one block.
+"""An additive model of latency: what each block costs on this machine, fitted to some of the models that are searched.
 
-The models are of the size that is searched, because what a block costs depends on whether the whole fits the processor's
-caches. For one width and type, milliseconds are linear in: one, the vocabulary, convolution layers, attention layers, their
+Of that size, because what a block costs depends on how much of the whole the processor's caches hold. For one width and type, milliseconds are linear in: one, the vocabulary, convolution layers, attention layers, their
 key/value heads, and the feed-forwards' widths (times the layers). Between widths nothing is assumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,11 @@ Array = NDArray[np.float64]
 
 BLOCKS = ("fixed", "head, per 1,000 tokens", "convolution layer", "attention layer", "key/value head of a layer",
           "feed-forward, per 1,000 of width")  # fmt: skip
+
+TABLE_DESIGNS = 12
+"""Twice as many as there are blocks."""
+
+_EXCHANGES = 20
 
 
 def features(design: Design) -> Array:
@@ -37,27 +41,37 @@ def features(design: Design) -> Array:
 
 
 def table_designs(kept: Sequence[Design]) -> list[Design]:
-    """Designs of one width and type whose times tell its blocks apart: a middle one, and one change at a time."""
-    depths, widths = sorted(one.depth for one in kept), sorted(one.feed_forward for one in kept)
-    vocabs, heads = sorted({one.vocab for one in kept}), sorted({one.kv_heads for one in kept})
-    depth, wide = max(4, depths[len(depths) // 2]), widths[len(widths) // 2]
-    middle = replace(
-        kept[0], depth=depth, attention_layers=max(1, depth // 3), kv_heads=heads[len(heads) // 2], feed_forward=wide,
-        vocab=vocabs[0],
-    )  # fmt: skip
-    many = replace(middle, attention_layers=depth - 1)
-    changed = [
-        middle,
-        replace(middle, depth=max(2, depth // 2), attention_layers=max(1, depth // 6)),
-        replace(middle, depth=depth + max(2, depth // 3)),
-        many,
-        replace(many, kv_heads=heads[-1]),
-        replace(many, kv_heads=heads[0]),
-        replace(middle, feed_forward=max(64, widths[0])),
-        replace(middle, feed_forward=max(widths[-1], wide + 64)),
-        replace(middle, vocab=vocabs[-1] if len(vocabs) > 1 else 2 * vocabs[0]),
-    ]
-    return list(dict.fromkeys(changed))
+    """Designs of one width and type to measure for a table: :data:`TABLE_DESIGNS` of those that it is to predict.
+
+    They are all of the size that is searched, so that they meet the caches as the others do; one change at a time of a
+    middle design would leave it. They are chosen by exchange to be D-optimal: of all choices they leave the costs least
+    uncertain, which keeps the largest error of a prediction small too (Kiefer and Wolfowitz 1960).
+    """
+    # Errors are relative, and a time is about as large as the model.
+    rows = np.array([features(one) / one.parameters for one in kept])
+    rows /= np.abs(rows).max(axis=0)
+    spread = rows.T @ rows / len(rows) + 1e-9 * np.eye(rows.shape[1])
+    chosen: list[int] = []
+
+    def gains(places: Sequence[int]) -> Array:
+        """By what each design would multiply the determinant of the information of those at ``places``, less one."""
+        information = 1e-3 * spread + rows[places].T @ rows[places]
+        return np.einsum("ij,ij->i", rows, np.linalg.solve(information, rows.T).T)
+
+    while len(chosen) < min(TABLE_DESIGNS, len(kept)):
+        found = gains(chosen)
+        found[chosen] = -1.0
+        chosen.append(int(np.argmax(found)))
+    for _ in range(_EXCHANGES):
+        before = sorted(chosen)
+        for place in range(len(chosen)):
+            rest = chosen[:place] + chosen[place + 1 :]
+            found = gains(rest)
+            found[rest] = -1.0
+            chosen[place] = max((chosen[place], int(np.argmax(found))), key=lambda one: found[one])
+        if sorted(chosen) == before:
+            break
+    return [kept[place] for place in sorted(chosen)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class BlockTable:
 
     Attributes:
         ttft, token: of :data:`BLOCKS`, for a prompt and for a decoded token.
+        library: bytes that the runtime holds here beyond what :meth:`Design.memory` says.
         errors: largest relative residual of the fit, of the two.
     """
 
@@ -73,6 +88,7 @@ class BlockTable:
     kind: str
     ttft: Array
     token: Array
+    library: int
     errors: tuple[float, float]
 
     def predict(self, design: Design) -> tuple[float, float]:
@@ -80,17 +96,28 @@ class BlockTable:
         counts = features(design)
         return float(counts @ self.ttft), float(counts @ self.token)
 
+    def memory(self, design: Design, context: int) -> int:
+        """Bytes that llama.cpp holds at most on this machine."""
+        return design.memory(context) + self.library
 
-def fit_table(width: int, kind: str, measured: Sequence[tuple[Design, float, float]]) -> BlockTable:
-    """Least squares on relative errors over ``(design, ttft_ms, token_ms)``; no block costs less than nothing."""
-    counts = np.array([features(design) for design, _, _ in measured])
+
+def fit_table(
+    width: int, kind: str, context: int, measured: Sequence[tuple[Design, Mapping[str, float]]]
+) -> BlockTable:
+    """Least squares on relative errors over ``ttft_ms`` and ``token_ms`` of designs; no block costs less than nothing.
+
+    Args:
+        context: at which their ``memory`` was measured.
+    """
+    counts = np.array([features(design) for design, _ in measured])
+    library = int(np.median([found["memory"] - design.memory(context) for design, found in measured]))
     found = []
-    for column in (1, 2):
-        times = np.array([row[column] for row in measured])
+    for name in ("ttft_ms", "token_ms"):
+        times = np.array([values[name] for _, values in measured])
         costs = _non_negative(counts / times[:, None], np.ones(len(times)))
         found.append((costs, float(np.abs(counts @ costs / times - 1).max())))
     (ttft, first), (token, second) = found
-    return BlockTable(width, kind, ttft, token, (first, second))
+    return BlockTable(width, kind, ttft, token, library, (first, second))
 
 
 def _non_negative(matrix: Array, target: Array) -> Array:

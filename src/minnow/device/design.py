@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from minnow.device.block_table import BLOCKS, BlockTable, fit_table, table_designs
-from minnow.device.design_space import Budget, Design, Fitting, Space, fitting
+from minnow.device.design_space import Budget, Design, Fitting, Space, fitting, too_large
 from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
 from minnow.device.machine import describe_machine, load_average
 from minnow.device.timing import Speed, time_shapes
@@ -147,8 +147,7 @@ def block_tables(
     wanted = {group: table_designs(members) for group, members in groups.items()}
     times = measured([one for group in wanted.values() for one in group], budget, journal, how, "block table")
     return {
-        group: fit_table(*group, [(one, times[one]["ttft_ms"], times[one]["token_ms"]) for one in ones])
-        for group, ones in wanted.items()
+        group: fit_table(*group, budget.context, [(one, times[one]) for one in ones]) for group, ones in wanted.items()
     }
 
 
@@ -187,8 +186,8 @@ def search(
     fits = fitting(space, budget)
     say(f"{len(fits.kept):,} designs fit size and memory; measuring their blocks")
     tables = block_tables(fits.kept, budget, journal, how)
-    candidates = _within_latency(fits, tables, budget)
-    say(f"{len(candidates):,} of them are fast enough")
+    candidates = _within_limits(fits, tables, budget)
+    say(f"{len(candidates):,} of them are fast and small enough here")
     # The corner from which hypervolumes are measured: the budget where it is one, else the worst candidate.
     corner = _corner(candidates, budget)
     front = [candidates[place] for place in pareto([one.point() for one in candidates])]
@@ -235,14 +234,18 @@ def search(
     }
 
 
-def _within_latency(fits: Fitting, tables: dict[tuple[int, str], BlockTable], budget: Budget) -> list[Candidate]:
+def _within_limits(fits: Fitting, tables: dict[tuple[int, str], BlockTable], budget: Budget) -> list[Candidate]:
     made = []
     for one in fits.kept:
         ttft, token = tables[one.width, one.kind].predict(one)
-        made.append(Candidate(one, ttft, token, fits.memory[one], one.prior()))
-    fast = [one for one in made if budget.decode is None or 1e3 / one.token_ms >= budget.decode]
+        memory = tables[one.width, one.kind].memory(one, budget.context)
+        made.append(Candidate(one, ttft, token, memory, one.prior()))
+    small = [one for one in made if one.memory <= budget.memory]
+    if not small:
+        raise UserError(too_large({one.design: one.memory for one in made}, budget))
+    fast = [one for one in small if budget.decode is None or 1e3 / one.token_ms >= budget.decode]
     if not fast:
-        best = min(made, key=lambda one: one.token_ms)
+        best = min(small, key=lambda one: one.token_ms)
         assert budget.decode is not None
         raise UserError(
             f"no design meets --decode {budget.decode:g}: the fastest within size and memory, {best.design.name}, decodes "
@@ -258,7 +261,9 @@ def _within_latency(fits: Fitting, tables: dict[tuple[int, str], BlockTable], bu
             f"{best.design.name}, takes {best.ttft_ms:.0f} ms, {best.ttft_ms / budget.ttft_ms - 1:.0%} more; raise --ttft, "
             "or lower --params"
         )
-    fits.cut.update({"decode": len(made) - len(fast), "ttft": len(fast) - len(quick)})
+    fits.cut.update(
+        {"memory": len(made) - len(small), "decode": len(small) - len(fast), "ttft": len(fast) - len(quick)}
+    )
     return quick
 
 

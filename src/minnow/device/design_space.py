@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from minnow.errors import UserError
@@ -162,12 +162,10 @@ class Fitting:
     """What the limits on size and memory leave.
 
     Attributes:
-        memory: bytes that each of ``kept`` takes at the budget's context.
         cut: how many designs each limit cut.
     """
 
     kept: list[Design]
-    memory: dict[Design, int]
     cut: Counter[str]
 
 
@@ -189,11 +187,16 @@ def fitting(space: Space, budget: Budget) -> Fitting:
     memory = {one: one.memory(budget.context) for one in sized}
     kept = [one for one in sized if memory[one] <= budget.memory]
     if not kept:
-        least = min(sized, key=lambda one: memory[one])
-        raise UserError(
-            f"no design meets --memory {budget.memory / 1e6:,.0f}MB: the smallest within --params, {least.name} in "
-            f"{least.kind}, needs {memory[least] / 1e6:,.0f} MB for {budget.context:,} positions, "
-            f"{memory[least] / budget.memory - 1:.0%} more; lower --params, --context or --vocab, or raise --memory"
-        )
+        raise UserError(too_large(memory, budget))
     cut = Counter({"params": len(everything) - len(sized), "memory": len(sized) - len(kept)})
-    return Fitting(kept, memory, cut)
+    return Fitting(kept, cut)
+
+
+def too_large(memory: Mapping[Design, int], budget: Budget) -> str:
+    """What to say where no design of the right size meets the memory limit; ``memory`` in bytes."""
+    least = min(memory, key=lambda one: memory[one])
+    return (
+        f"no design meets --memory {budget.memory / 1e6:,.0f}MB: the smallest within --params, {least.name} in "
+        f"{least.kind}, needs {memory[least] / 1e6:,.0f} MB for {budget.context:,} positions, "
+        f"{memory[least] / budget.memory - 1:.0%} more; lower --params, --context or --vocab, or raise --memory"
+    )

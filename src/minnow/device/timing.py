@@ -14,6 +14,7 @@ import numpy as np
 from minnow.device.bench import Bench, Engine, Timing, interleaved
 from minnow.device.random_gguf import write_random_gguf
 from minnow.model.config import ModelConfig
+from minnow.model.footprint import BATCH
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Speed:
         token_ms: of one decoded token, median over all tokens of all repeats.
         spread: the larger of the two standard deviations over mean, over the repeats.
         cpu_share: the least of the repeats', see :class:`minnow.device.bench.Timing`.
-        peak_bytes: the process's peak so far; ``before_bytes`` before the model was opened.
+        peak_bytes: the process's peak; ``before_bytes`` before the model was opened.
     """
 
     prompt: int
@@ -52,7 +53,8 @@ def time_shapes(
 
     Args:
         kind: GGUF type; of no meaning to torch.
-        positions: room for tokens that the runtime sets aside, at least; the memory depends on it.
+        positions: room for tokens that the runtime sets aside, at least; the memory depends on it. With it every shape
+            also reads the longest batch that fits, since buffers count only once they were written.
     """
     found: dict[str, list[Speed]] = {name: [] for name in shapes}
     room = max(positions, max(prompts) + answer + 1)
@@ -61,10 +63,13 @@ def time_shapes(
         for place, config in enumerate(shapes.values()):
             path = _written(config, Path(folder) / str(place), engine, kind)
             benches.append(stack.enter_context(Bench(engine, path, room, threads)))
-        for prompt in prompts:
-            timings = interleaved(benches, prompt, answer, repeats)
-            for name, bench, runs in zip(shapes, benches, timings, strict=True):
-                found[name].append(_speed(prompt, runs, bench, threads == 1))
+        timings = [interleaved(benches, prompt, answer, repeats) for prompt in prompts]
+        if positions:
+            for bench in benches:
+                bench.run(min(BATCH, room - 2), 1)
+        for prompt, by_bench in zip(prompts, timings, strict=True):
+            for name, bench, runs in zip(shapes, benches, by_bench, strict=True):
+                found[name].append(_speed(prompt, runs, bench.memory(), threads == 1))
     return found
 
 
@@ -78,11 +83,10 @@ def _written(config: ModelConfig, place: Path, engine: Engine, kind: str) -> Pat
     return place
 
 
-def _speed(prompt: int, runs: Sequence[Timing], bench: Bench, alone: bool) -> Speed:
+def _speed(prompt: int, runs: Sequence[Timing], memory: Mapping[str, int], alone: bool) -> Speed:
     first = np.array([run.busy_ttft_ms if alone else run.ttft_ms for run in runs])
     tokens = np.array([run.busy_token_ms if alone else run.token_ms for run in runs])
     means = np.median(tokens, axis=1)
-    memory = bench.memory()
     return Speed(
         prompt,
         float(np.median(first)),

@@ -2,7 +2,8 @@
 
 The peak is a model of llama.cpp on a CPU, weights memory-mapped. It was fitted on random LFM2 shapes (build 11549, AVX2
 wheel; 350M and 63M, 16 Ki to 256 Ki tokens of vocabulary, contexts of 512 to 16,384) and is within 3% of all ten
-that were measured. For ARM the rules are llama.cpp's own (``ggml/src/ggml-cpu/repack.cpp``); nothing was measured there.
+that were measured. What the library itself takes depends on how the kernel maps it: 8 MB there, 21 MB on another
+machine, so `minnow design` measures it. For ARM the rules are llama.cpp's own (``ggml/src/ggml-cpu/repack.cpp``); nothing was measured there.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from minnow.model.config import Attention, Experts, GatedDelta, LayerConfig, ModelConfig
+from minnow.model.config import Attention, Experts, GatedDelta, LayerConfig, ModelConfig, ShortConv
 from minnow.model.inventory import Tensor, conv_channels, kv_values, recurrent_values, tail_values, tensors
 
 WEIGHT_TYPES = ("F16", "BF16", "Q8_0", "Q4_0")
 Repack = Literal["x86", "arm", "none"]
+BATCH = 512
+"""Tokens of a prompt that llama.cpp computes at once (``n_ubatch``)."""
 
 _BLOCK = 32
 _BYTES_PER_BLOCK = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18}
 # Which types llama.cpp rearranges as it loads them, and by how many rows at a time: AVX2 on one side, NEON with
 # dot products on the other. The mapped file stays resident, so what is rearranged is held twice.
 _REPACKED = {"x86": {"Q4_0": 8}, "arm": {"Q4_0": 4, "Q8_0": 4}, "none": {}}
-_BATCH = 512  # tokens of a prompt that llama.cpp computes at once (n_ubatch)
 _VOCABULARY_ENTRY = 420  # bytes that a token and its merge take in llama.cpp's tables
 _RUNTIME = 8_000_000  # bytes of llama.cpp's own code and small buffers
 
@@ -117,7 +119,7 @@ def peak_memory(config: ModelConfig, kind: str, context: int, repack: Repack = "
         cache has room for a batch more), ``compute`` (activations of a batch of 512 and the mask), ``runtime`` (the
         vocabulary's tables and the library) and ``total``. The process that embeds llama.cpp comes on top.
     """
-    batch = min(_BATCH, context)
+    batch = min(BATCH, context)
     state = 0
     for layer in config.layers:
         mixer, room = layer.mixer, _padded(context)
@@ -126,11 +128,12 @@ def peak_memory(config: ModelConfig, kind: str, context: int, repack: Repack = "
         state += 2 * kv_values(mixer) * room
         state += 4 * (tail_values(mixer, config.hidden_size) + recurrent_values(mixer))
     widest = max(_activations(layer) for layer in config.layers)
+    beside = 4 * config.hidden_size if any(isinstance(layer.mixer, ShortConv) for layer in config.layers) else 0
     parts = {
         "weights": file_bytes(config, kind),
         "repacked": repacked_bytes(config, kind, repack),
         "state": state,
-        "compute": batch * (4 * (widest + 4 * config.hidden_size) + 2 * context) + 4 * config.vocab_size,
+        "compute": batch * (4 * (widest + beside) + 2 * context) + 4 * config.vocab_size,
         "runtime": _VOCABULARY_ENTRY * config.vocab_size + _RUNTIME,
     }
     return parts | {"total": sum(parts.values())}
