@@ -38,6 +38,14 @@ def test_of_looks_without_a_loop_the_last_weights_are_taken_unless_they_score_le
     assert not settings.prefers_last(looks(0.3, 0.0, 0.1), 8)
 
 
+def test_where_training_is_steady_the_last_weights_are_taken_unless_they_loop_more_or_score_less() -> None:
+    settings = GateSettings(tolerance=0.05)
+    assert settings.prefers_last(looks(0.1, 0.1, 0.1, last=0.66), 0, steady=True)
+    assert not settings.prefers_last(looks(0.1, 0.1, 0.1), 0)
+    assert not settings.prefers_last(looks(0.1, 0.1, 0.1, last=0.64), 0, steady=True)
+    assert not settings.prefers_last(looks(0.1, 0.1, 0.2), 0, steady=True)
+
+
 def test_one_look_is_enough_where_the_recipe_says_so() -> None:
     assert GateSettings(stop_at=0.05, stop_looks=1).healed(looks(0.3, 0.05), 8)
     with pytest.raises(UserError, match="stop_looks is 0"):

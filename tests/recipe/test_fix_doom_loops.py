@@ -202,7 +202,8 @@ def test_a_model_learns_to_be_rounded(work: Path, capsys: pytest.CaptureFixture[
     """What is saved is what a Q4_0 file holds, value for value."""
     words = ["quantise", str(work / "llama"), "--out", str(work / "rounded"), "--prompts", str(work / "prompts.jsonl")]
     capsys.readouterr()
-    words += ["--training.steps", "3", "--answers", "16", "--rows", "1", "--max-new-tokens", "40", "--gate.every", "3"]
+    words += ["--training.steps", "3", "--answers", "16", "--texts", "8", "--row-length", "128", "--rows", "1"]
+    words += ["--max-new-tokens", "40", "--gate.every", "3"]
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [entry["step"] for entry in document["history"]] == [0, 3] and document["steps"] == 3

@@ -153,7 +153,9 @@ def own_sequences(
 def _written(model: LanguageModel, tokenizer: Tokenizer, count: int, length: int, seed: int) -> list[Rollout]:
     sampling = Sampling(temperature=1.0, max_new_tokens=length - 1, seed=seed, stop_on_loop=False)
     start = tokenizer.begin or [tokenizer.eos_id]
-    return TorchEngine(model, tokenizer, rows=count).generate([(str(i), start) for i in range(count)], sampling)
+    return TorchEngine(model, tokenizer, rows=min(count, 64)).generate(
+        [(str(i), start) for i in range(count)], sampling
+    )
 
 
 def check_parity(checkpoint: Path, files: Sequence[Path], sequences: Sequence[Sequence[int]]) -> list[Parity]:

@@ -86,11 +86,16 @@ class GateSettings:
             return False
         return all(look["loop_rate"] <= self.stop_at for look in last)
 
-    def prefers_last(self, history: Sequence[Mapping[str, Any]], best_step: int) -> bool:
+    def prefers_last(self, history: Sequence[Mapping[str, Any]], best_step: int, steady: bool = False) -> bool:
         """Whether the last weights are better than the best: those looks tell them apart by scores within the noise
-        alone, and the more a model has been trained, the rarer are the loops that so few prompts do not show."""
-        best = next(look for look in history if look["step"] == best_step)
-        return self.healed(history, best_step) and history[-1]["task_score"] >= best["task_score"] - self.tolerance
+        alone, and the more a model has been trained, the rarer are the loops that so few prompts do not show.
+
+        Args:
+            steady: training improves what no look shows, to its end, so that no more loops are enough.
+        """
+        best, last = next(look for look in history if look["step"] == best_step), history[-1]
+        sound = last["loop_rate"] <= best["loop_rate"] if steady else self.healed(history, best_step)
+        return sound and last["task_score"] >= best["task_score"] - self.tolerance
 
 
 def make_gate(context: StageContext[Any], settings: GateSettings, model: LanguageModel, words: Tokenizer) -> Gate:
@@ -100,9 +105,10 @@ def make_gate(context: StageContext[Any], settings: GateSettings, model: Languag
 
 
 def post_train(
-    context: StageContext[Any], trainer: Trainer, words: Tokenizer, settings: GateSettings
+    context: StageContext[Any], trainer: Trainer, words: Tokenizer, settings: GateSettings, steady: bool = False
 ) -> dict[str, Any]:
-    """Run a trainer behind a gate and save the weights that the gate liked best."""
+    """Run a trainer behind a gate and save the weights that the gate liked best; ``steady`` as
+    :meth:`GateSettings.prefers_last` has it."""
     gate = make_gate(context, settings, trainer.model, words)
     if "gate" in trainer.notes:
         gate.restore(trainer.notes["gate"])
@@ -115,7 +121,7 @@ def post_train(
 
     result = train_stage(context, trainer, words, check, settings.every)
     step, weights = gate.best_step, gate.best_weights
-    if settings.prefers_last(gate.history, step):
+    if settings.prefers_last(gate.history, step, steady):
         step, weights = trainer.done_steps, trainer.optimizer.weights()
     save_trained(context, trainer, words, weights)
     return result | {"best_step": step, "history": gate.history}

@@ -9,6 +9,7 @@ import tyro
 
 from minnow.data.loader import Loader
 from minnow.data.packing import pack
+from minnow.device.parity import own_sequences
 from minnow.evaluate.measure import answer
 from minnow.model.checkpoint import load_checkpoint
 from minnow.posttrain.pairs import cut_loop
@@ -30,8 +31,10 @@ class QuantiseSettings:
 
     Attributes:
         type: of the file that the weights are rounded for.
-        answers: of the model to prompts before training, of which ``loop_share`` are loop-prone; it learns on its own
-            answers, with its own distributions as targets.
+        answers: of the model to prompts before training, of which ``loop_share`` are loop-prone; it learns on the prompts
+            and its own answers, with its own distributions as targets.
+        texts: of ``row_length`` tokens that it writes from nothing and learns on beside: answers cover little of what it
+            knows, and trained on them alone it forgets the rest.
         periods_kept: copies of a loop that an answer keeps.
     """
 
@@ -39,6 +42,7 @@ class QuantiseSettings:
     type: BlockType = "Q4_0"
     distillation: DistillationSettings = field(default_factory=lambda: DistillationSettings(64, 1.0, 1.0))
     answers: int = 512
+    texts: int = 512
     loop_share: float = 0.5
     temperature: float = 1.0
     max_new_tokens: int = 384
@@ -49,9 +53,9 @@ class QuantiseSettings:
     gate: GateSettings = field(default_factory=lambda: GateSettings(every=50))
 
 
-@stage("quantise", QuantiseSettings)
+@stage("quantise", QuantiseSettings, version=2)
 def quantise(context: StageContext[QuantiseSettings]) -> dict[str, Any]:
-    """Let the model answer prompts, then train it as its file will round it towards what it expected there."""
+    """Let the model answer prompts and write, then train it as its file will round it towards what it expected there."""
     settings = context.settings
     checkpoint = context.output(settings.checkpoint, CHECKPOINT)
     model, words = load_checkpoint(checkpoint)
@@ -60,9 +64,11 @@ def quantise(context: StageContext[QuantiseSettings]) -> dict[str, Any]:
     asked = prompts_of(context.recipe).to_explore(1, settings.answers, settings.loop_share, settings.gate.first)(0)
     sampling = Sampling(settings.temperature, settings.max_new_tokens, context.seed, persistence=0)
     rollouts = answer(TorchEngine(teacher, words), words, asked, sampling)
-    answered = [(rollout.prompt_ids, cut_loop(rollout, settings.periods_kept)) for rollout in rollouts]
-    taught = [(ids + [*reply], [False] * len(ids) + [True] * len(reply)) for ids, reply in answered]
-    loader = Loader(pack(taught, settings.row_length, words.pad_id), settings.rows, context.seed)
+    taught = [rollout.prompt_ids + [*cut_loop(rollout, settings.periods_kept)] for rollout in rollouts]
+    taught += own_sequences(teacher, words, settings.texts, settings.row_length, context.seed)
+    loader = Loader(
+        pack([(ids, None) for ids in taught], settings.row_length, words.pad_id), settings.rows, context.seed
+    )
     trainer = Trainer(
         model,
         Distillation(settings.distillation, teacher),
@@ -71,4 +77,5 @@ def quantise(context: StageContext[QuantiseSettings]) -> dict[str, Any]:
         context.record,
         context.state / "train.pt",
     )
-    return post_train(context, trainer, words, settings.gate)
+    # Loops and scores hardly tell rounded weights from trained ones: by them alone the first look may be the best.
+    return post_train(context, trainer, words, settings.gate, steady=True)
