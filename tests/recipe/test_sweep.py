@@ -14,6 +14,7 @@ from minnow.cli import main
 from minnow.errors import UserError
 from minnow.recipe import runner
 from minnow.recipe.schema import ModelSettings, Recipe, load_recipe
+from minnow.recipe.speed import takes_muon
 from minnow.recipe.stages.ladder import LadderSettings, branches, peak_rate, scaled
 from minnow.recipe.sweep import collect, sweep_recipe
 from minnow.scaling.points import Columns, read_points
@@ -207,6 +208,18 @@ def test_sweeps_that_are_refused(recipe_file: Path, capsys: Capture, flags: tupl
     assert sweep(recipe_file, *flags) == 2
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("widths", "muon"), [((32, 64), True), ((32, 64, 256), False)])
+def test_all_widths_share_an_optimiser(recipe_file: Path, widths: tuple[int, ...], muon: bool) -> None:
+    """Muon on its own merits would update the small ones and not the large one."""
+    recipe = load_recipe(recipe_file, ("stages.pretrain.rows=32",))
+    found = recipe.stages["pretrain"].settings
+    shapes = [scaled(recipe.shape, width) for width in widths]
+    costs = [takes_muon(found.training.optimizer, s.config(512), found.rows * found.row_length) for s in shapes]
+    assert costs == [width < 256 for width in widths]
+    rungs = [spec.settings for spec in sweep_recipe(recipe, widths, (5.0,), 0.2, 0.5).stages.values()][1:]
+    assert [rung.text.training.optimizer.muon for rung in rungs] == [muon] * len(widths)
 
 
 def test_a_recipe_without_pretraining_has_nothing_to_sweep(recipe_file: Path) -> None:

@@ -32,12 +32,19 @@ def sweep_recipe(
         raise UserError("the recipe has no pretrain stage to take text, batches and rate from; add one")
     if not widths:
         raise UserError("a sweep needs widths; give some, such as --widths 32 64 128")
-    text = replace(found.settings, training=replace(found.settings.training, decay=decay, schedule="wsd"))
+    text = found.settings
+    given = text.training.optimizer
+    rungs = [LadderSettings(width, tuple(sorted(set(ratios))), rate_exponent, text) for width in sorted(set(widths))]
+    shapes = [scaled(recipe.shape, rung.width) for rung in rungs]
+    # One optimiser for all sizes: what it gains would else be taken for what the size does.
+    muon = all(takes_muon(given, shape.config(shape.vocab_size), text.rows * text.row_length) for shape in shapes)
+    training = replace(text.training, decay=decay, schedule="wsd", optimizer=replace(given, muon=muon))
     stages = {text.tokenizer: recipe.stages[text.tokenizer]}
-    for width in sorted(set(widths)):
-        settings = LadderSettings(width, tuple(sorted(set(ratios))), rate_exponent, text)
-        name = f"width-{width}"
-        stages[name] = StageSpec(name, "ladder", settings, (text.tokenizer,))
+    for rung in rungs:
+        name = f"width-{rung.width}"
+        stages[name] = StageSpec(
+            name, "ladder", replace(rung, text=replace(text, training=training)), (text.tokenizer,)
+        )
     return replace(recipe, stages=stages)
 
 
