@@ -1,7 +1,8 @@
 """An additive model of latency: what each block costs on this machine, fitted to some of the models that are searched.
 
-Of that size, because what a block costs depends on how much of the whole the processor's caches hold. For one width and type, milliseconds are linear in: one, the vocabulary, convolution layers, attention layers, their
-key/value heads, and the feed-forwards' widths (times the layers). Between widths nothing is assumed.
+Of that size, because what a block costs depends on how much of the whole the processor's caches hold. For one width and
+type, milliseconds are linear in: one, the vocabulary, convolution layers, attention layers, their key/value heads, and the
+feed-forwards' widths (times the layers). Between widths nothing is assumed.
 """
 
 from __future__ import annotations
