@@ -21,9 +21,11 @@ def test_schemas_are_minimal(index: SearchIndex) -> None:
 
 def test_search_gives_the_best_pages_as_text(index: SearchIndex) -> None:
     text, worked = call_tool([search_tool(index)], Call("search", {"query": "Osk"}), 2000)
-    assert worked and text == format_hits(index.search("Osk", 2))
+    assert worked and text == format_hits("Osk", index.search("Osk", 2))
     assert "212 km" in text and "Pryl is a mayor" not in text
-    assert call_tool([search_tool(index)], Call("search", {"query": "unheardof"}), 2000) == (format_hits([]), True)
+    assert "Found no page" not in text
+    for query, found in (("unheardof", "Found no page called unheardof."), ("Why unheardof?", "No page found.")):
+        assert call_tool([search_tool(index)], Call("search", {"query": query}), 2000) == (found, True)
 
 
 @pytest.mark.parametrize(

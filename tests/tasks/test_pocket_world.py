@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import pytest
 
@@ -12,7 +13,7 @@ from minnow.tasks.enumerations import CATEGORIES, FEWEST, POOL
 from minnow.tasks.names import GIVEN, PLACE_FIRST, split_of
 from minnow.tasks.pages import LONG_LENGTH, SHORT_LENGTH
 from minnow.tasks.questions import one_hop, two_hop
-from minnow.tasks.tools import SEARCH_HITS, sentences
+from minnow.tasks.tools import LONGEST_TITLE, SEARCH_HITS, sentences
 from minnow.tasks.types import SPLITS, Page, Split
 
 WORLD = PocketWorld(7, entities=500)
@@ -126,7 +127,7 @@ def test_lists_draw_on_one_closed_set_per_category() -> None:
 
 
 def test_pages_hold_the_answer_to_every_question() -> None:
-    shown = {page.title: format_hits([page]) for page in WORLD.pages()}
+    shown = {page.title: format_hits(page.title, [page]) for page in WORLD.pages()}
     assert len(shown) == 500
     entities = WORLD._entities
     for question in one_hop(entities) + two_hop(entities):
@@ -157,12 +158,30 @@ def test_closed_book_asks_the_same_questions() -> None:
 
 def test_hits_are_cut_to_two_pages_of_four_sentences() -> None:
     pages = [Page(str(n), f"Title {n}", "One is. Two is. Three is. Four is. Five is.") for n in range(3)]
-    assert (
-        format_hits(pages) == "Title 0: One is. Two is. Three is. Four is.\nTitle 1: One is. Two is. Three is. Four is."
-    )
-    assert format_hits(pages[:1]) == "Title 0: One is. Two is. Three is. Four is."
-    assert format_hits([]) == "No page found."
+    first, second = (f"Title {n}: One is. Two is. Three is. Four is." for n in range(2))
+    assert format_hits("Title 1", pages) == f"{first}\n{second}"
+    assert format_hits("Title 0", pages[:1]) == first
+    assert format_hits("", []) == format_hits("Who?", []) == "No page found."
     assert SEARCH_HITS == 2
+
+
+@pytest.mark.parametrize("query", ["Nina Talrus", "NINA  TALRUS", " nina\ttalrus\n", "Straße", "STRASSE"])
+def test_it_is_said_if_and_only_if_no_page_shown_has_the_query_as_its_title(query: str) -> None:
+    said = f"Found no page called {' '.join(query.split())}."
+    spellings = ("Nina Talrus", "nina\u00a0talrus", "Vera Talrus", "Nina Talrusa", "Nina", "strasse", "")
+    for count in (0, 1, 2, 3):
+        for titles in product(spellings, repeat=count):
+            pages = [Page(str(n), title, "One is.") for n, title in enumerate(titles)]
+            known = any("".join(query.split()).casefold() == "".join(each.split()).casefold() for each in titles[:2])
+            hits = [f"{title}: One is." for title in titles[:2]]
+            assert format_hits(query, pages) == "\n".join(hits if known else [said, *hits])
+
+
+def test_of_what_cannot_be_a_title_it_is_not_said() -> None:
+    pages = [Page("0", "Ada", "One is.")]
+    for query in ("", " \n", "Who is Nina?", "Nina " * LONGEST_TITLE, "N" * (LONGEST_TITLE + 1)):
+        assert format_hits(query, pages) == "Ada: One is."
+    assert format_hits("N" * LONGEST_TITLE, pages).startswith("Found no page called N")
 
 
 def test_page_lengths() -> None:

@@ -107,7 +107,7 @@ class Library:
             hits: Sequence[Hit] = self.search(entity.name)
             turns += [
                 call | {"content": said + call["content"]},
-                {"role": "tool", "content": neutral(format_hits(hits))},
+                {"role": "tool", "content": neutral(format_hits(entity.name, hits))},
             ]
             if entity.id not in (hit.id for hit in hits):
                 said = NOT_KNOWN

@@ -40,7 +40,7 @@ def figures(questions: Sequence[Posed], traces: Sequence[Trace], seconds: float)
     """The scores of one way of answering the questions of one kind."""
     results = [[m["content"] for m in trace.messages[1:] if m["role"] == "tool"] for trace in traces]
     evidence = [
-        all(any(format_hits([page]) in result for result in read) for page in question.path)
+        all(any(format_hits(page.title, [page]) in result for result in read) for page in question.path)
         for question, read in zip(questions, results, strict=True)
         if question.path
     ]

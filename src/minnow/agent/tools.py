@@ -137,7 +137,7 @@ def search_tool(engine: PageIndex | SearchEngine) -> Tool:
         "search",
         "find pages of the encyclopaedia",
         SEARCH_SCHEMA["parameters"],
-        lambda query: format_hits(engine.search(query, SEARCH_HITS)),
+        lambda query: format_hits(query, engine.search(query, SEARCH_HITS)),
         terse=True,
         outside=True,
     )

@@ -93,7 +93,8 @@ class Given:
         """``question`` with its own pages, ``beside`` behind each."""
         turns = question.messages
         for page in question.path:
-            turns += [call_turn("search", query=page.title), {"role": "tool", "content": format_hits([page, beside])}]
+            result = format_hits(page.title, [page, beside])
+            turns += [call_turn("search", query=page.title), {"role": "tool", "content": result}]
         return cls(question.id, turns)
 
 

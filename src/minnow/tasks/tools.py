@@ -19,6 +19,9 @@ CALCULATOR_SCHEMA: dict[str, Any] = {"name": "calculator", "parameters": {"expre
 SEARCH_HITS = 2
 SENTENCES_SHOWN = 4
 NO_HITS = "No page found."
+NO_SUCH_TITLE = "Found no page called {query}."
+LONGEST_TITLE = 40
+"""Characters of a query that may be a title; longer ones, and those with a question mark, ask something."""
 
 
 class Titled(Protocol):
@@ -30,9 +33,18 @@ class Titled(Protocol):
     def text(self) -> str: ...
 
 
-def format_hits(pages: Sequence[Titled]) -> str:
-    """The text that the search tool returns: the best two pages, "Title: their first four sentences"."""
-    lines = [f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}" for page in pages[:SEARCH_HITS]]
+def format_hits(query: str, pages: Sequence[Titled]) -> str:
+    """The text that the search tool returns: the best two pages, "Title: their first four sentences".
+
+    Where the query may be a title and is that of none of them, the first line says so, as encyclopaedias do: a model of a
+    million parameters does not learn to compare the two (docs/results/agent.md). Of a whole question it would always be
+    said, and tell nothing.
+    """
+    shown, asked = pages[:SEARCH_HITS], " ".join(query.split())
+    lines = [f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}" for page in shown]
+    titles = {" ".join(page.title.split()).casefold() for page in shown}
+    if asked.casefold() not in titles and 0 < len(asked) <= LONGEST_TITLE and "?" not in asked:
+        lines.insert(0, NO_SUCH_TITLE.format(query=asked))
     return "\n".join(lines) or NO_HITS
 
 

@@ -224,7 +224,7 @@ class PocketWorld:
     def _search(self, entity: Entity) -> str:
         """What the search tool returns for an entity's name: its page first, as the title matches."""
         second = self._shelves[entity.split].second_hits.get(entity.name)
-        return tools.format_hits([self._pages[entity.name], *([second] if second else [])])
+        return tools.format_hits(entity.name, [self._pages[entity.name], *([second] if second else [])])
 
     def _shelf(self, split: Split) -> _Shelf:
         entities = [entity for entity in self._entities if entity.split == split]
