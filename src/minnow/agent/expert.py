@@ -76,7 +76,7 @@ class Library:
 
         Half of these come to a page that is missing. The others are the question before them about another name, which
         shares a word with the one before and is on no page: what tells the two apart is whether a title is that name.
-        An expert's examples in these shares made a model say too often that there is no answer (docs/results/agent.md).
+        Before the tool said so, an expert's examples in these shares made a model abstain too often (docs/results/agent.md).
         """
         asked: list[Question] = []
         while len(asked) < count:
