@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from minnow.data.calls import Call, parse_any_calls, render_calls
+from minnow.data.calls import Call, parse_any_calls, render_calls, without_calls
 from minnow.data.table import Faults
 from minnow.errors import UserError
 from minnow.tasks import Example, Task, judge
@@ -183,9 +184,32 @@ def test_calls_are_asked_for_one_at_a_time_and_trained_on_by_the_list() -> None:
         replies = [parse_any_calls(turn["content"]) for turn in turns if turn["role"] == "assistant"]
         called = [call.name for calls in replies for call in calls]
         assert sorted(called) == sorted(on_offer), "every function on offer once, and no other"
-        assert len(replies) - len(called) == min(len(on_offer), 8 - len(on_offer))
+        assert len(replies) - len(called) == len(on_offer) // 2
         assert judge(example, example.reference[0]["content"]).correct
         assert len({turn["content"] for turn in turns if turn["role"] == "user"}) == len(replies)
+
+
+def test_no_request_in_a_conversation_to_train_on_is_a_held_out_prompt() -> None:
+    task = built_in("function-calls", {}, seed=0)
+    trained = {turn["content"] for each in task.examples("train", 300) for turn in each.messages}
+    held_out = {each.messages[-1]["content"] for each in task.examples("held_out", 200)}
+    assert sum(text.startswith("Set an alarm") for text in trained) > 100, "of the few hundred that there are"
+    assert not trained & held_out
+
+
+def test_a_drawn_call_is_worked_out_along_the_list_and_what_is_said_before_it_earns_nothing() -> None:
+    for example in built_in("function-calls", {}, seed=2).examples("held_out", 60):
+        reply = example.reference[0]["content"]
+        on_offer = [each["name"] for each in example.answer["functions"]]
+        looked_at = re.findall(r'"(\w+)": (yes|no)\. ', reply)
+        wanted = [name for call in example.answer["calls"] for name in call]
+        seen = on_offer[: on_offer.index(wanted[0]) + 1] if wanted else on_offer
+        assert looked_at == [(name, "yes" if name in wanted else "no") for name in seen]
+        said = "".join(f'"{name}": {verdict}. ' for name, verdict in looked_at)
+        end = reply.removeprefix(said)
+        assert without_calls(reply) == (said.strip() if wanted else "")
+        assert judge(example, reply).correct and judge(example, reply) == judge(example, end)
+        assert judge(example, said).correct == (not wanted), "a verdict is no call"
 
 
 def test_the_fields_of_drawn_documents_stand_in_them() -> None:

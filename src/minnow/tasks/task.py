@@ -149,7 +149,9 @@ def file_task(
     def load() -> None:
         if isinstance(files, Path):
             drafts = list(read(files, faults))
-            parts = {split: [each for each in drafts if split_of(_asked(each.messages)) == split] for split in SPLITS}
+            parts = {
+                split: [each for each in drafts if split_of(prompt_text(each.messages)) == split] for split in SPLITS
+            }
         else:
             parts = {split: list(read(file, faults)) for split, file in files.items()}
         for split, drafts in parts.items():
@@ -183,7 +185,7 @@ def drawn_task(
         rng = Random(f"{seed}/{name}/{split}")
 
         def of_split() -> Draft:
-            while split_of(_asked((draft := draw(rng, split)).messages)) != split:
+            while split_of(prompt_text((draft := draw(rng, split)).messages)) != split:
                 pass
             return draft
 
@@ -199,7 +201,7 @@ def distinct(draw: Callable[[], Draft], repeat: bool) -> Iterator[Draft]:
     while True:
         for _ in range(_REDRAWS):
             draft = draw()
-            if (asked := _asked(draft.messages)) not in seen:
+            if (asked := prompt_text(draft.messages)) not in seen:
                 break
         else:
             if not repeat:
@@ -262,9 +264,10 @@ def refuse_leaks(name: str, splits: Mapping[Split, Sequence[Example]]) -> None:
         )
 
 
-def _asked(messages: Sequence[Mapping[str, Any]]) -> str:
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The messages of a prompt as the text whose checksum says which split it belongs to (:func:`split_of`)."""
     return json.dumps(messages, sort_keys=True, ensure_ascii=False)
 
 
 def _folded(example: Example) -> str:
-    return " ".join(_asked(example.messages).casefold().split())
+    return " ".join(prompt_text(example.messages).casefold().split())
