@@ -3,7 +3,7 @@
 Fine-tunes with the `quantise` stage on the run's own recipe, exports Q4_0 files, and compares them under llama.cpp: mean
 KL of the checkpoint's answers, task score (mean verifier value), and greedy doom loops, all on held-out prompts.
 
-    python benchmarks/quantised.py runs/pocket [--stage merge] [--examples 100] [--loops 200] [--steps 200] [--rate 3e-4]
+    python benchmarks/quantised.py runs/pocket [--stage merge] [--examples 100] [--loops 200] [--steps 800] [--rate 1e-4]
                                    [--out runs/quantised] [--only kl] [--json FILE]
 """
 
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="of every task")
     parser.add_argument("--loops", type=int, default=200, help="loop-prone prompts")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer to those")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="settings of the quantise stage")
     parser.add_argument("--out", type=Path, default=Path("runs/quantised"))
     parser.add_argument("--only", choices=("kl",))

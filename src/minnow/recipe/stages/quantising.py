@@ -42,15 +42,15 @@ class QuantiseSettings:
     type: BlockType = "Q4_0"
     distillation: DistillationSettings = field(default_factory=lambda: DistillationSettings(64, 1.0, 1.0))
     answers: int = 512
-    texts: int = 512
+    texts: int = 1536
     loop_share: float = 0.5
     temperature: float = 1.0
     max_new_tokens: int = 384
     periods_kept: int = 3
     row_length: int = 512
-    rows: int = 8
-    training: TrainSettings = field(default_factory=lambda: gentle(200))
-    gate: GateSettings = field(default_factory=lambda: GateSettings(every=50))
+    rows: int = 4
+    training: TrainSettings = field(default_factory=lambda: gentle(800))
+    gate: GateSettings = field(default_factory=lambda: GateSettings(every=200))
 
 
 @stage("quantise", QuantiseSettings, version=2)
