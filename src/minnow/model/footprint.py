@@ -3,7 +3,8 @@
 The peak is a model of llama.cpp on a CPU, weights memory-mapped. It was fitted on random LFM2 shapes (build 11549, AVX2
 wheel; 350M and 63M, 16 Ki to 256 Ki tokens of vocabulary, contexts of 512 to 16,384) and is within 3% of all ten
 that were measured. What the library itself takes depends on how the kernel maps it: 8 MB there, 21 MB on another
-machine, so `minnow design` measures it. For ARM the rules are llama.cpp's own (``ggml/src/ggml-cpu/repack.cpp``); nothing was measured there.
+machine, so `minnow design` measures it. For ARM the rules are llama.cpp's own (``ggml/src/ggml-cpu/repack.cpp``); nothing
+was measured there.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def peak_memory(config: ModelConfig, kind: str, context: int, repack: Repack = "
         state += 2 * kv_values(mixer) * room
         state += 4 * (tail_values(mixer, config.hidden_size) + recurrent_values(mixer))
     widest = max(_activations(layer) for layer in config.layers)
+    # Measured: shapes with convolutions hold four more rows of the hidden size, those of attention alone none.
     beside = 4 * config.hidden_size if any(isinstance(layer.mixer, ShortConv) for layer in config.layers) else 0
     parts = {
         "weights": file_bytes(config, kind),
