@@ -17,9 +17,10 @@ from typing import Any
 
 from minnow.cli.design import read_budget
 from minnow.cli.output import columns
-from minnow.device.design import Journal, Measuring, Train, search
+from minnow.device.design import Measuring, Train, search
 from minnow.device.design_quality import ShortTraining
 from minnow.device.design_space import Design, Space
+from minnow.device.journal import Journal
 from minnow.device.timing import time_shapes
 from minnow.files import write_json
 from minnow.model.accounting import parameter_parts

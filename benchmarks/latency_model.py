@@ -16,8 +16,9 @@ import numpy as np
 
 from minnow.cli.output import columns
 from minnow.device.block_table import table_designs
-from minnow.device.design import Journal, Measuring, block_tables, measured
+from minnow.device.design import Measuring, block_tables, measured
 from minnow.device.design_space import Budget, Space, fitting
+from minnow.device.journal import Journal
 from minnow.device.machine import load_average
 from minnow.files import write_json
 

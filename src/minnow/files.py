@@ -15,6 +15,11 @@ from typing import Any
 from minnow.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Minnow's folder among what the user's programs may keep and lose."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow"
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

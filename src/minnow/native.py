@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minnow.errors import UserError
-from minnow.files import whole_file
+from minnow.files import cache_folder, whole_file
 
 
 class NotCompiled(Exception):
@@ -89,8 +89,7 @@ class Library:
         words = " ".join((*self.flags, *self.link)).encode()
         for part in (code, compiler.command.encode(), compiler.version.encode(), words, self.machine):
             key.update(part + b"\0")
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minnow" / key.hexdigest()[:16]
-        target = folder / f"{self.name}.so"
+        target = cache_folder() / key.hexdigest()[:16] / f"{self.name}.so"
         if target.exists():
             return target
         with tempfile.TemporaryDirectory() as scratch:

@@ -323,8 +323,10 @@ def test_export_that_disagrees_with_its_checkpoint_is_exit_1(
     assert not file["passed"] and "nats from the checkpoint's" in file["faults"][-1]
 
 
-def test_profile_has_every_number_of_every_file(answer: Callable[..., Any], exported: Path) -> None:
-    document = answer("profile", exported, "--threads", "1", "--prompts", "8", "16", "--depths", "8", "--repeats", "2")
+def test_profile_has_every_number_of_every_file(answer: Callable[..., Any], exported: Path, tmp_path: Path) -> None:
+    asked = ["--threads", "1", "--prompts", "8", "16", "--depths", "8", "--repeats", "2"]
+    history = tmp_path / "profiles.jsonl"
+    document = answer("profile", exported, *asked, "--history", history)
     assert {"cpu", "usable_cores", "memory_bytes"} <= document["machine"].keys()
     (file,) = document["files"]
     assert (file["file"], file["type"], file["bytes"]) == (exported.name, "F16", exported.stat().st_size)
@@ -332,6 +334,9 @@ def test_profile_has_every_number_of_every_file(answer: Callable[..., Any], expo
     for each in file["prefill"] + file["decode"]:
         assert each["tokens_per_second"] > 0 and each["p50_ms"] <= each["p95_ms"]
     assert file["peak_rss_bytes"] > file["bytes"] and isinstance(file["noisy"], bool)
+    (kept,) = map(json.loads, history.read_text().splitlines())
+    (remembered,) = kept["value"]
+    assert remembered["times"]["the first token after 16"] == file["prefill"][1]["ttft_ms"]
 
 
 def test_chat_answers_piped_questions(

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from minnow.cli import design as command
 from minnow.device import design as module
 from minnow.device.block_table import TABLE_DESIGNS, features, fit_table, table_designs
-from minnow.device.design import Journal, Measuring, Train, search
+from minnow.device.design import Measuring, Train, search
 from minnow.device.design_space import Budget, Design, Space, designs, fitting
 from minnow.device.hypervolume import by_hypervolume, dominated_volume, pareto
+from minnow.device.journal import Journal
 from minnow.device.timing import Speed, time_shapes
 from minnow.errors import UserError
 from minnow.model.accounting import parameter_parts

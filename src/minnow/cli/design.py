@@ -14,8 +14,9 @@ import yaml
 from minnow.cli.inspect import parse_size
 from minnow.cli.output import AsJson, columns, emit
 from minnow.data.documents import read_documents
-from minnow.device.design import Journal, Measuring, Quality, Train, search
+from minnow.device.design import Measuring, Quality, Train, search
 from minnow.device.design_space import Budget, Design, Space
+from minnow.device.journal import Journal
 from minnow.errors import UserError
 from minnow.files import write_json, write_text
 from minnow.scaling.charts import Marks, chart

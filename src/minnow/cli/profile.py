@@ -13,13 +13,14 @@ from minnow.cli.text_models import Server, open_server
 from minnow.device.bench import Engine
 from minnow.device.card import device_card
 from minnow.device.folder_export import engine_of
+from minnow.device.history import compare_with_earlier
 from minnow.device.machine import describe_machine
 from minnow.device.operators import operator_costs
 from minnow.device.profile import profile as profile_models
 from minnow.device.remote import device_script, read_remote
 from minnow.device.server_profile import profile_server
 from minnow.errors import UserError
-from minnow.files import write_json, write_text
+from minnow.files import cache_folder, write_json, write_text
 from minnow.model.presets import find_preset
 from minnow.rollout.server_engine import ServerEngine
 
@@ -38,6 +39,7 @@ def profile(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     print_script: bool = False,
     read: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE …")] = (),
+    history: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     operators: bool = False,
     width: int = 512,
     context: tuple[int, ...] = (128, 1024),
@@ -45,8 +47,9 @@ def profile(
 ) -> None:
     """Measure time to first token, tokens per second, end-to-end latency, load time and peak memory on a device.
 
-    Every model and length runs in a process of its own: one warm-up, then the repeats. Results that differ by more than
-    10%, or were taken while other processes held the cores, are marked noisy.
+    Every model and length runs in a process of its own: one warm-up, then the repeats. Results are marked noisy whose
+    repeats differ by more than 10%, that were taken while other processes held the cores, or that are more than 5% from
+    an earlier profile of the same model here.
 
     Args:
         models: GGUF files; folders for onnxruntime-genai or ExecuTorch; checkpoint, stage or run folders; published shapes by name (lfm2-350m), with random weights;
@@ -62,6 +65,7 @@ def profile(
         out: also write card.md, card.html and profile.json into this folder.
         print_script: print a shell script that measures on a phone or board with llama-bench, and measure nothing.
         read: what that script printed, to stand beside the models.
+        history: where profiles are remembered; by default profiles.jsonl in Minnow's cache of the user.
         operators: instead of models, measure one layer of each mixer and of the feed-forward.
         width: of the operators' layers.
         context: tokens that operators read in prefill, and that lie before a decoded token.
@@ -88,6 +92,8 @@ def profile(
     for url in servers:
         entry = profile_server(open_server(url, Server(model)), prompts, depths, repeats, answer)
         found = {"machine": describe_machine(), "files": [*found.get("files", []), entry]}
+    if found:
+        compare_with_earlier(found, history or cache_folder() / "profiles.jsonl")
     for one in map(read_remote, read):
         found = {"machine": found.get("machine") or one["machine"], "files": [*found.get("files", []), *one["files"]]}
     card = device_card(found)

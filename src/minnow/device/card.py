@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-NOISY = "noisy: repeats differ by more than 10%, or other processes held the cores; run again when idle."
 MEMORY = {"weights": "weights", "repacked": "repacked copy", "state": "decode state", "compute": "compute buffers",
           "other": "runtime, vocabulary", "before": "host process"}  # fmt: skip
 
@@ -18,8 +17,13 @@ def device_card(profile: dict[str, Any]) -> str:
     runtimes = dict.fromkeys(f"{file['runtime']} ({file['runtime_build']})" for file in files)
     lines += ["", *runtimes]
     if any(file["noisy"] for file in files):
-        lines += ["", NOISY]
+        lines += ["", *noise_lines(files)]
     return "\n".join(lines) + "\n"
+
+
+def noise_lines(files: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each noisy file: why, and what to do."""
+    return [f"{one['file']} is noisy: {'; '.join(one['noise'])}. Run it again when the machine is idle." for one in files if one["noisy"]]  # fmt: skip
 
 
 def machine_line(machine: dict[str, Any]) -> str:

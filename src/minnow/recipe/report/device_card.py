@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minnow.device.card import MEMORY, NOISY, card_rows, peak_memory
+from minnow.device.card import MEMORY, card_rows, noise_lines, peak_memory
 from minnow.recipe.report.figures import legend, stacked_bar, value_bars
 from minnow.recipe.report.markup import Markup, bytes_text, join, page, significant, table, tag
 from minnow.recipe.report.style import STYLE
@@ -28,7 +28,7 @@ def device_page(profile: dict[str, Any]) -> str:
     flag = tag("span", "noisy", class_="flag")
     headers = ["", *[join(file["file"], " ", flag if file["noisy"] else None) for file in files]]
     builds = [tag("p", f"{file}", class_="muted") for file in dict.fromkeys(_build(file) for file in files)]
-    noisy = tag("p", "Read the times of files marked noisy as upper bounds: ", NOISY.removeprefix("noisy: "))
+    noisy = [tag("p", line) for line in noise_lines(files)]
     sections = [
         tag("section", tag("h2", "How fast"), _speeds(files)),
         tag("section", tag("h2", "How much memory"), _memory(files)),
@@ -36,7 +36,7 @@ def device_page(profile: dict[str, Any]) -> str:
             "section",
             tag("h2", "Every figure"),
             table(headers, rows, "Every figure"),
-            noisy if any(file["noisy"] for file in files) else None,
+            noisy,
             tag("h3", "Runtime"),
             builds,
         ),
