@@ -392,6 +392,8 @@ def test_the_guard_leaves_a_falling_and_a_noisy_loss_alone() -> None:
     assert judge.passes(2.1) and judge.spikes == 0
     flat = guard.SpikeGuard(15.0)
     assert all(flat.passes(2.0) for _ in range(200)) and flat.passes(2.1) and not flat.passes(2.2)
+    learnt = guard.SpikeGuard(15.0)
+    assert all(learnt.passes(0.002) for _ in range(200)) and learnt.passes(0.1) and not learnt.passes(0.2)
 
 
 @pytest.mark.parametrize("held", ["torch.OutOfMemoryError", "the CPU allocator's error"])

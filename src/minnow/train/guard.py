@@ -11,7 +11,8 @@ WINDOW = 128
 MAX_SPIKES = 5
 """Spikes in a row after which it is the weights that are bad, not the batches."""
 
-_LEAST_DEVIATION = 0.005
+_LEAST_DEVIATION = 0.005  # of the median
+_LEAST_NATS = 0.01
 
 
 class SpikeGuard:
@@ -19,7 +20,8 @@ class SpikeGuard:
 
     Args:
         factor: how many median absolute deviations above the median a loss may lie; 0 lets all pass. The deviation
-            counts as at least 0.5% of the median, so that a loss that hardly moves makes no alarm of nothing.
+            counts as at least 0.5% of the median, so that a loss that hardly moves makes no alarm of nothing, and as
+            0.01 nats, so that one mistake in a batch is none where the loss is nearly zero.
     """
 
     def __init__(self, factor: float) -> None:
@@ -34,7 +36,7 @@ class SpikeGuard:
             return None
         level = statistics.median(self.losses)
         deviation = statistics.median(abs(loss - level) for loss in self.losses)
-        return level + self.factor * max(deviation, _LEAST_DEVIATION * abs(level))
+        return level + self.factor * max(deviation, _LEAST_DEVIATION * abs(level), _LEAST_NATS)
 
     def passes(self, loss: float) -> bool:
         """Whether an update with this (finite) loss may be made; a sound loss moves the level on."""
