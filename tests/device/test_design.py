@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             assert one.name == name
             counts = features(one)
             memory = peak_memory(config, one.kind, named["positions"])["total"]
+            token = {p: float(counts @ TOKEN) for p in named["decoded"]}
             found[name] = [
-                Speed(p, float(counts @ TTFT), float(counts @ TOKEN), 0.01, 1.0, memory + 30, 30) for p in prompts
+                Speed(p, float(counts @ TTFT), token.get(p, math.nan), 0.01, 1.0, memory + 30, 30) for p in prompts
             ]
         return found
 

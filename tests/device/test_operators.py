@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -51,6 +52,12 @@ def test_torch_times_a_mixture_of_mixers() -> None:
     config = module._model("minnow", operators(256).values(), 256)  # type: ignore[arg-type]
     (speed,) = time_shapes({"all": config}, [16], 4, 1, engine="torch")["all"]
     assert speed.ttft_ms > 0 and speed.token_ms > 0
+
+
+def test_only_after_some_prompts_are_tokens_decoded() -> None:
+    config = module._model("minnow", operators(256).values(), 256)  # type: ignore[arg-type]
+    first, last = time_shapes({"all": config}, [8, 16], 4, 1, engine="torch", decoded=[16])["all"]
+    assert first.ttft_ms > 0 and math.isnan(first.token_ms) and last.token_ms > 0
 
 
 def test_refusals() -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from minnow.cli import main
 from minnow.errors import UserError
+from minnow.model.accounting import flops_per_token, parameter_parts
 from minnow.recipe import runner
 from minnow.recipe.schema import ModelSettings, Recipe, load_recipe
 from minnow.recipe.speed import takes_muon
@@ -106,6 +107,22 @@ def test_a_branch_is_the_run_that_it_stands_for(recipe_file: Path) -> None:
         runner.run(made)
         found.append(collect(made)[-1])
     assert found[0] == found[1]
+
+
+def test_most_flops_leaves_the_dear_runs_out(recipe_file: Path, capsys: Capture) -> None:
+    recipe = load_recipe(recipe_file)
+
+    def made(most: float) -> dict[int, tuple[float, ...]]:
+        stages = sweep_recipe(recipe, (32, 64), (0.1, 0.2), 0.3, 0.5, most).stages.values()
+        return {spec.settings.width: spec.settings.ratios for spec in stages if spec.kind == "ladder"}
+
+    shape = scaled(recipe.shape, 64).config(512)
+    size = sum(parameter_parts(shape).values())
+    dearest = 0.2 * size * flops_per_token(shape, 32)
+    assert made(dearest) == {32: (0.1, 0.2), 64: (0.1, 0.2)}
+    assert made(0.99 * dearest) == {32: (0.1, 0.2), 64: (0.1,)}
+    assert sweep(recipe_file, "--most-flops", f"{0.4 * dearest}") == 2
+    assert "the shortest run of width 64 takes" in capsys.readouterr().err
 
 
 def test_a_decay_over_the_whole_run_needs_no_trunk(recipe_file: Path) -> None:

@@ -24,6 +24,7 @@ def sweep(
     ratios: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATIO …")] = (5.0, 25.0, 100.0, 500.0),
     decay: float = 0.2,
     rate_exponent: float = 0.5,
+    most_flops: float | None = None,
     overrides: Overrides = (),
     run_folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     dry_run: bool = False,
@@ -40,6 +41,7 @@ def sweep(
         ratios: tokens per parameter.
         decay: share of each run over which its rate falls to zero.
         rate_exponent: the peak rate is the recipe's times (its width / this width) to this power.
+        most_flops: leave out runs that take more than this, so that small sizes get the long runs.
         overrides: change a key of the recipe, such as data.path=books.jsonl; may be repeated.
         run_folder: where to write, instead of the recipe's run folder with -sweep behind its name.
         dry_run: print sizes, tokens and hours, and write nothing.
@@ -47,7 +49,7 @@ def sweep(
     resolved = load_recipe(recipe, overrides, run_folder)
     if run_folder is None:
         resolved = replace(resolved, run_folder=resolved.run_folder.with_name(resolved.run_folder.name + "-sweep"))
-    made = sweep_recipe(resolved, widths, ratios, decay, rate_exponent)
+    made = sweep_recipe(resolved, widths, ratios, decay, rate_exponent, most_flops)
     sizes = estimate(made)
     if dry_run:
         emit({"run_folder": str(made.run_folder), "sizes": sizes}, _estimate_text(sizes), as_json)

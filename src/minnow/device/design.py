@@ -69,7 +69,7 @@ def measured(
                     part = {one.name: one for one in turns}
                     speeds = time_shapes(
                         {name: one.config() for name, one in part.items()}, prompts, _ANSWER, how.repeats, how.threads,
-                        kind=kind, positions=budget.context,
+                        kind=kind, positions=budget.context, decoded=[budget.decode_depth],
                     )  # fmt: skip
                     for name, one in part.items():
                         value = _values(speeds[name], budget, prompts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Speed:
 
     Attributes:
         ttft_ms: median over the repeats.
-        token_ms: of one decoded token, median over all tokens of all repeats.
+        token_ms: of one decoded token, median over all tokens of all repeats; NaN where none was decoded.
         spread: the larger of the two standard deviations over mean, over the repeats.
         cpu_share: the least of the repeats', see :class:`minnow.device.bench.Timing`.
         peak_bytes: the process's peak; ``before_bytes`` before the model was opened.
@@ -48,10 +49,12 @@ def time_shapes(
     engine: Engine = "llama.cpp",
     kind: str = "Q4_0",
     positions: int = 0,
+    decoded: Collection[int] | None = None,
 ) -> dict[str, list[Speed]]:
     """The speed of each shape after each of ``prompts``; all are open together and take turns.
 
     Args:
+        answer: tokens decoded after each prompt, or after those of ``decoded`` alone.
         kind: GGUF type; of no meaning to torch.
         positions: room for tokens that the runtime sets aside, at least; the memory depends on it. With it every shape
             also reads the longest batch that fits, since buffers count only once they were written.
@@ -63,7 +66,10 @@ def time_shapes(
         for place, config in enumerate(shapes.values()):
             path = _written(config, Path(folder) / str(place), engine, kind)
             benches.append(stack.enter_context(Bench(engine, path, room, threads)))
-        timings = [interleaved(benches, prompt, answer, repeats) for prompt in prompts]
+        timings = [
+            interleaved(benches, prompt, answer if decoded is None or prompt in decoded else 0, repeats)
+            for prompt in prompts
+        ]
         if positions:
             for bench in benches:
                 bench.run(min(BATCH, room - 2), 1)
@@ -86,12 +92,15 @@ def _written(config: ModelConfig, place: Path, engine: Engine, kind: str) -> Pat
 def _speed(prompt: int, runs: Sequence[Timing], memory: Mapping[str, int], alone: bool) -> Speed:
     first = np.array([run.busy_ttft_ms if alone else run.ttft_ms for run in runs])
     tokens = np.array([run.busy_token_ms if alone else run.token_ms for run in runs])
-    means = np.median(tokens, axis=1)
+    spreads = [first.std() / first.mean()]
+    if tokens.size:
+        means = np.median(tokens, axis=1)
+        spreads.append(means.std() / means.mean())
     return Speed(
         prompt,
         float(np.median(first)),
-        float(np.median(tokens)),
-        float(max(first.std() / first.mean(), means.std() / means.mean())),
+        float(np.median(tokens)) if tokens.size else math.nan,
+        float(max(spreads)),
         min(run.cpu_share for run in runs),
         memory["peak"],
         memory["before"],

@@ -19,13 +19,21 @@ from minnow.scaling.points import POINTS
 
 
 def sweep_recipe(
-    recipe: Recipe, widths: Sequence[int], ratios: Sequence[float], decay: float, rate_exponent: float
+    recipe: Recipe,
+    widths: Sequence[int],
+    ratios: Sequence[float],
+    decay: float,
+    rate_exponent: float,
+    most_flops: float | None = None,
 ) -> Recipe:
     """The recipe's tokenizer and a ``ladder`` stage for each width, smallest first; all else comes from its pretrain
     stage.
 
+    Args:
+        most_flops: leaves out runs that take more, so that small sizes get long runs and large ones short ones.
+
     Raises:
-        UserError: the recipe pre-trains nothing, or widths, ratios or decay make no runs.
+        UserError: the recipe pre-trains nothing, or widths, ratios, decay or ``most_flops`` make no runs.
     """
     found = next((spec for spec in recipe.stages.values() if spec.kind == "pretrain"), None)
     if found is None:
@@ -35,6 +43,8 @@ def sweep_recipe(
     text = found.settings
     given = text.training.optimizer
     rungs = [LadderSettings(width, tuple(sorted(set(ratios))), rate_exponent, text) for width in sorted(set(widths))]
+    if most_flops is not None:
+        rungs = [_affordable(recipe, rung, most_flops) for rung in rungs]
     shapes = [scaled(recipe.shape, rung.width) for rung in rungs]
     # One optimiser for all sizes: what it gains would else be taken for what the size does.
     muon = all(takes_muon(given, shape.config(shape.vocab_size), text.rows * text.row_length) for shape in shapes)
@@ -46,6 +56,20 @@ def sweep_recipe(
             name, "ladder", replace(rung, text=replace(text, training=training)), (text.tokenizer,)
         )
     return replace(recipe, stages=stages)
+
+
+def _affordable(recipe: Recipe, rung: LadderSettings, most_flops: float) -> LadderSettings:
+    """The rung with those of its runs that take ``most_flops`` at most."""
+    shape = scaled(recipe.shape, rung.width)
+    config = shape.config(shape.vocab_size)
+    each = sum(parameter_parts(config).values()) * flops_per_token(config, rung.text.row_length // 2)  # of a ratio of 1
+    kept = tuple(ratio for ratio in rung.ratios if ratio * each <= most_flops)
+    if not kept:
+        raise UserError(
+            f"the shortest run of width {rung.width} takes {rung.ratios[0] * each:.2g} FLOPs, more than the {most_flops:.2g} "
+            "allowed; leave the width out, or raise --most-flops"
+        )
+    return replace(rung, ratios=kept)
 
 
 def estimate(recipe: Recipe) -> list[dict[str, Any]]:
