@@ -213,6 +213,26 @@ def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[st
     assert other["winner"] == found["winner"] and trained[count:] == trained[:count]  # none of its losses is another's
 
 
+def test_the_layers_of_the_published_layout_are_always_trained() -> None:
+    """However the prior ranks them: beside two of each share of attention layers, ten convolutions and six."""
+
+    def candidate(depth: int, attention: int, width: int, loss: float) -> module.Candidate:
+        return module.Candidate(Design(width, depth, attention, 1, 2 * width, 512), width / 1e3, 0.0, 10 * width, loss)
+
+    others = [
+        candidate(8, 3, 128, 1.0),
+        candidate(8, 3, 192, 0.9),
+        candidate(8, 3, 256, 0.8),
+        candidate(8, 8, 128, 1.0),
+    ]
+    published = [candidate(16, 6, 192, 1.4), candidate(16, 6, 256, 1.5)]
+    corner = (2.0, 1.0, 1e4)
+    chosen = module._shortlist(others + published, corner, "train")
+    assert [one for one in chosen if one in published] == published[:1]
+    assert [one for one in chosen if one in others] == module._shortlist(others, corner, "train")
+    assert len(chosen) == 4
+
+
 def test_a_network_is_trained_once_whatever_its_file_and_vocabulary(tmp_path: Path) -> None:
     one, trained = next(designs(SPACE)), []
 

@@ -20,6 +20,8 @@ from minnow.device.journal import Journal
 from minnow.device.machine import describe_machine, load_average
 from minnow.device.timing import Speed, time_shapes
 from minnow.errors import UserError
+from minnow.model.config import Attention
+from minnow.model.presets import PRESETS
 from minnow.progress import say, track
 from minnow.train.memory import free_memory
 
@@ -27,6 +29,9 @@ Quality = Literal["none", "proxy", "train"]
 _ANSWER = 24  # tokens decoded for a measurement
 _FINALISTS = 4
 _PER_SHARE = 2  # candidates for training from each share of attention layers
+_PUBLISHED = {preset.num_layers: sum(isinstance(layer.mixer, Attention) for layer in preset.layers)
+              for preset in [PRESETS["lfm2-350m"]]}  # fmt: skip
+"""Attention layers by layers of the published layout that has the form of the designs."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,8 @@ def search(
     """Run the search; what is in the journal is not measured again.
 
     Args:
-        quality: ``train`` asks ``train`` for the loss of eight to ten candidates at ``tokens`` tokens, of the better half
-            at twice that, and so on to two; ``proxy`` ranks by :meth:`Design.prior`; ``none`` by latency and memory.
+        quality: ``train`` asks ``train`` for the loss of nine to eleven candidates at ``tokens`` tokens, of the better half
+            at twice that, and so on to four; ``proxy`` ranks by :meth:`Design.prior`; ``none`` by latency and memory.
 
     Returns:
         ``winner`` and ``finalists`` (design, predicted and measured times and memory, loss), ``front`` (all that no
@@ -239,7 +244,8 @@ def _corner(candidates: Sequence[Candidate], budget: Budget) -> tuple[float, ...
 
 def _shortlist(candidates: list[Candidate], corner: tuple[float, ...], quality: Quality) -> list[Candidate]:
     """For training, the best by hypervolume under the prior of every share of attention layers, which the prior knows
-    nothing of; otherwise the best of all."""
+    nothing of, and the best with as many layers of each kind as LFM2, whose authors' search trained more than this one
+    can; otherwise the best of all."""
     if quality == "none":
         candidates = [Candidate(one.design, one.ttft_ms, one.token_ms, one.memory, 1.0) for one in candidates]
         corner = (1.02, *corner[1:])
@@ -247,13 +253,18 @@ def _shortlist(candidates: list[Candidate], corner: tuple[float, ...], quality: 
     for one in candidates:
         share = round(8 * one.design.attention_layers / one.design.depth) / 8 if quality == "train" else 0.0
         groups.setdefault(share, []).append(one)
-    kept = []
-    for group in groups.values():
-        # Exact hypervolumes of thousands of points are slow, and a beaten one never comes first.
-        strong = [group[place] for place in pareto([one.point() for one in group])]
-        count = _PER_SHARE if quality == "train" else 2 * _FINALISTS
-        kept += [strong[place] for place in by_hypervolume([one.point() for one in strong], corner, count)]
+    count = _PER_SHARE if quality == "train" else 2 * _FINALISTS
+    kept = [one for group in groups.values() for one in _strongest(group, corner, count)]
+    if quality == "train":
+        known = [one for one in candidates if _PUBLISHED.get(one.design.depth) == one.design.attention_layers]
+        kept += [one for one in _strongest(known, corner, 1) if one not in kept]
     return kept
+
+
+def _strongest(group: list[Candidate], corner: tuple[float, ...], count: int) -> list[Candidate]:
+    # Exact hypervolumes of thousands of points are slow, and a beaten one never comes first.
+    strong = [group[place] for place in pareto([one.point() for one in group])]
+    return [strong[place] for place in by_hypervolume([one.point() for one in strong], corner, count)]
 
 
 def _halved(
