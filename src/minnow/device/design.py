@@ -29,9 +29,9 @@ Quality = Literal["none", "proxy", "train"]
 _ANSWER = 24  # tokens decoded for a measurement
 _FINALISTS = 4
 _PER_SHARE = 2  # candidates for training from each share of attention layers
-_PUBLISHED = {preset.num_layers: sum(isinstance(layer.mixer, Attention) for layer in preset.layers)
-              for preset in [PRESETS["lfm2-350m"]]}  # fmt: skip
-"""Attention layers by layers of the published layout that has the form of the designs."""
+_LFM2 = PRESETS["lfm2-350m"]
+_PUBLISHED = (_LFM2.num_layers, sum(isinstance(layer.mixer, Attention) for layer in _LFM2.layers))
+"""Layers, and attention layers among them, of the published layout that has the form of the designs."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _shortlist(candidates: list[Candidate], corner: tuple[float, ...], quality: 
     count = _PER_SHARE if quality == "train" else 2 * _FINALISTS
     kept = [one for group in groups.values() for one in _strongest(group, corner, count)]
     if quality == "train":
-        known = [one for one in candidates if _PUBLISHED.get(one.design.depth) == one.design.attention_layers]
+        known = [one for one in candidates if (one.design.depth, one.design.attention_layers) == _PUBLISHED]
         kept += [one for one in _strongest(known, corner, 1) if one not in kept]
     return kept
 

@@ -16,7 +16,7 @@ class Journal:
         self._file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, Any] = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
             try:
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["value"]
