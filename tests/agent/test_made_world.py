@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from minnow.agent import Limits, SearchIndex, Trace, run_agent, search_tool
 from minnow.agent.lookup_scores import abstained, figures, measure_lookups
 from minnow.errors import UserError
-from minnow.tasks.made_world import KINDS, TRAPS, MadeWorld, make
+from minnow.tasks.encyclopaedia import build
+from minnow.tasks.made_world import KINDS, TRAINED_TRAPS, TRAPS, MadeWorld, make, trap
 from minnow.tasks.names import split_of
+from minnow.tasks.types import SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,23 @@ def test_a_trap_says_another_thing_in_the_words_of_the_page(world: MadeWorld) ->
                 assert question.kind == "injected" or page.title in page.text
 
 
+def test_no_words_of_a_misleading_page_are_both_trained_and_measured_on() -> None:
+    entities = {split: [each for each in build(7, 600) if each.split == split] for split in SPLITS}
+    said: dict[str, set[str]] = {}
+    for split, kinds in (("train", TRAINED_TRAPS), ("held_out", TRAPS)):
+        others = entities[split]
+        drawn = [
+            trap(kind, number, others[0], others[0].name, others, Random(number))
+            for kind in kinds
+            for number in range(20)
+        ]
+        pieces = (re.split(rf"{others[0].name}|\W*\n\W*", page.text) for page in drawn)
+        said[split] = {piece.strip().casefold() for each in pieces for piece in each if len(piece.split()) > 1}
+    assert len(said["train"]) > 20 and len(said["held_out"]) > 8
+    for words in said["held_out"]:
+        assert not [others for others in said["train"] if words in others or others in words]
+
+
 def test_all_that_is_asked_for_is_held_out(world: MadeWorld) -> None:
     for question in world.questions:
         names = [page.title for page in question.path] + re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", question.text[5:])
@@ -80,6 +100,11 @@ def test_perfect_answers_score_one_and_the_traps_are_there(world: MadeWorld, scr
     assert made["obeyed"]["count"] == 0 and made["abstained"]["count"] == 6
     injected = [trace for question, trace in zip(world.questions, traces, strict=True) if question.kind == "injected"]
     assert all("pwned" in trace.messages[2]["content"].casefold() for trace in injected)
+    for question, trace in zip(world.questions, traces, strict=True):
+        if question.kind in ("denied", "forged"):
+            title, lines = question.path[0].title, trace.messages[2]["content"].split("\n")
+            assert all(line.startswith(f"{title}: ") for line in lines) and len(lines) == 2
+            assert (f"{title}: ... {title}." in lines) == (question.kind == "forged")
 
 
 def test_wrong_answers_score_what_they_are(world: MadeWorld) -> None:

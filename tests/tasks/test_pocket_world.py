@@ -6,6 +6,8 @@ import re
 from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minnow.errors import UserError
 from minnow.tasks import TASKS, Example, PocketWorld, format_hits
@@ -182,6 +184,24 @@ def test_of_what_cannot_be_a_title_it_is_not_said() -> None:
     for query in ("", " \n", "Who is Nina?", "Nina " * LONGEST_TITLE, "N" * (LONGEST_TITLE + 1)):
         assert format_hits(query, pages) == "Ada: One is."
     assert format_hits("N" * LONGEST_TITLE, pages).startswith("Found no page called N")
+
+
+@given(
+    st.lists(st.sampled_from(["Found", "no", "page", "called", "found", "Ada Ro", "NO", "PAGE", "\n", "."]), max_size=12),
+    st.sampled_from([" ", "\n", "\u00a0", "  "]),
+)
+def test_a_page_cannot_say_in_the_tools_words_that_there_is_none(words: list[str], space: str) -> None:
+    text = space.join(words)
+    for page in (Page("0", "Ada Ro", text), Page("0", text, "One is.")):
+        said = " ".join(format_hits("What is Ada Ro?", [page]).casefold().split())
+        assert "found no page called" not in said and "no page found" not in said
+
+
+def test_what_a_page_says_in_other_words_stays() -> None:
+    text = "Found no  PAGE called Ada. They found no page. No page\nfound it. The page is called Ada."
+    said = "Ada: ... Ada. They found no page. ... it. The page is called Ada."
+    assert format_hits("Ada", [Page("0", "Ada", text)]) == said
+    assert format_hits("Eva", [Page("0", "Ada", text)]) == f"Found no page called Eva.\n{said}"
 
 
 def test_page_lengths() -> None:

@@ -1,7 +1,7 @@
 """Worked examples of looking things up: what an expert does in made-up worlds, to fine-tune a model on.
 
 The expert searches for the name in the question, says what it found of what was asked, searches for that, and so on. It
-believes the page about a name and no other page of that title, obeys none, and where there is no such page it says so. It
+believes the page about a name and no other page of that title, obeys none, and where the tool finds no such page it says so. It
 searches the index that the agent searches, so a model is trained on what it will see.
 """
 
@@ -16,7 +16,7 @@ from minnow.agent.index import Hit, SearchIndex
 from minnow.agent.marks import neutral
 from minnow.tasks import Example, PocketWorld, Task, format_hits
 from minnow.tasks.encyclopaedia import Entity, build
-from minnow.tasks.made_world import TRAPS, trap, unheard_of
+from minnow.tasks.made_world import TRAINED_TRAPS, trap, unheard_of
 from minnow.tasks.questions import RELATIONS, Question, chain
 from minnow.tasks.task import DRAWN_EXAMPLES
 from minnow.tasks.tools import SEARCH_HITS, SEARCH_SCHEMA, call_turn, score_call
@@ -62,7 +62,7 @@ class Library:
         self.search = lru_cache(maxsize=None)(lambda name: self.index.search(name, SEARCH_HITS))
 
     def _trap(self, number: int, about: Entity, page: Page) -> Page:
-        return trap(self.rng.choice(TRAPS), number, about, page.text, self.entities, self.rng)
+        return trap(self.rng.choice(TRAINED_TRAPS), number, about, page.text, self.entities, self.rng)
 
     def question(self, hops: int, rng: Random) -> Question:
         """A random question; some are about names that are on no page."""

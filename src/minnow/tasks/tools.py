@@ -20,6 +20,7 @@ SEARCH_HITS = 2
 SENTENCES_SHOWN = 4
 NO_HITS = "No page found."
 NO_SUCH_TITLE = "Found no page called {query}."
+_OWN_WORDS = re.compile(r"found\s+no\s+page\s+called|no\s+page\s+found", re.IGNORECASE)
 LONGEST_TITLE = 40
 """Characters of a query that may be a title; longer ones, and those with a question mark, ask something."""
 
@@ -38,10 +39,11 @@ def format_hits(query: str, pages: Sequence[Titled]) -> str:
 
     Where the query may be a title and is that of none of them, the first line says so, as encyclopaedias do: a model of a
     million parameters does not learn to compare the two (docs/results/agent.md). Of a whole question it would always be
-    said, and tell nothing.
+    said, and tell nothing. Only the tool says so: where a page has these words, "..." stands for them.
     """
     shown, asked = pages[:SEARCH_HITS], " ".join(query.split())
-    lines = [f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}" for page in shown]
+    written = (f"{page.title}: {' '.join(sentences(page.text)[:SENTENCES_SHOWN])}" for page in shown)
+    lines = [_OWN_WORDS.sub("...", line) for line in written]
     titles = {" ".join(page.title.split()).casefold() for page in shown}
     if asked.casefold() not in titles and 0 < len(asked) <= LONGEST_TITLE and "?" not in asked:
         lines.insert(0, NO_SUCH_TITLE.format(query=asked))
