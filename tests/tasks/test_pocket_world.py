@@ -187,7 +187,9 @@ def test_of_what_cannot_be_a_title_it_is_not_said() -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["Found", "no", "page", "called", "found", "Ada Ro", "NO", "PAGE", "\n", "."]), max_size=12),
+    st.lists(
+        st.sampled_from(["Found", "no", "page", "called", "found", "Ada Ro", "NO", "PAGE", "\n", "."]), max_size=12
+    ),
     st.sampled_from([" ", "\n", "\u00a0", "  "]),
 )
 def test_a_page_cannot_say_in_the_tools_words_that_there_is_none(words: list[str], space: str) -> None:
