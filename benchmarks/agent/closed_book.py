@@ -5,7 +5,7 @@ nothing but its facts, their order shuffled, and every one-hop question with its
 those of the measuring among them. One run at a flat rate; each number of readings is a branch that decays. What is there is
 not run again, and an interrupted run goes on where it was.
 
-    python benchmarks/agent/closed_book.py RUN_FOLDER --tokenizer runs/pocket/tokenizer/checkpoint [--readings 2 4 8] [--width 448] [--pages 10000] [--each 100] [--injections 500] [--seed 71] [--json FILE]
+    python benchmarks/agent/closed_book.py RUN_FOLDER --tokenizer runs/pocket/tokenizer/checkpoint [--readings 2 4 8] [--fifth] [--width 448] [--pages 10000] [--each 100] [--injections 500] [--seed 71] [--json FILE]
 """
 
 from __future__ import annotations
@@ -49,10 +49,14 @@ WARMUP_STEPS, DECAY = 20, 0.3
 Document = tuple[list[int], list[bool]]
 
 
-def entities_of(world: MadeWorld, seed: int) -> list[Entity]:
-    """What the true pages of ``world`` are about."""
+def entities_of(world: MadeWorld, seed: int, fifth: bool = False) -> list[Entity]:
+    """What the true pages of ``world`` are about; of a ``fifth`` of them, those of the split that is asked about."""
     found = {page.id for page in world.pages}
-    return [entity for entity in build(seed, len(world.pages)) if entity.id in found]
+    return [
+        entity
+        for entity in build(seed, len(world.pages))
+        if entity.id in found and (entity.split == "held_out" or not fifth)
+    ]
 
 
 def pages(entities: Sequence[Entity], words: Tokenizer, rng: Random) -> Iterator[Document]:
@@ -82,7 +86,7 @@ def branches(readings: Sequence[int], steps_per_reading: float) -> list[Branch]:
 
 def train(world: MadeWorld, words: Tokenizer, options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The checkpoint of each branch and what went into it, as they are done."""
-    entities = entities_of(world, options.seed)
+    entities = entities_of(world, options.seed, options.fifth)
     config = scaled(POCKET, options.width).config(words.vocab_size)
     packed = {
         "pages": pack(pages(entities, words, Random(options.seed)), ROW_LENGTH, words.pad_id),
@@ -104,7 +108,7 @@ def train(world: MadeWorld, words: Tokenizer, options: argparse.Namespace) -> It
             warmup=WARMUP_STEPS / steps,
             decay=(steps - start) / steps,
             spike=0.0,
-            log_every=25,
+            log_every=20,
         )
         begun = time.perf_counter()
 
@@ -149,7 +153,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder for checkpoints")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--readings", type=int, nargs="+", default=[2, 4, 8], help="of every page as a line of facts")
-    parser.add_argument("--questions", type=float, default=0.5, help="share of questions among the rows")
+    parser.add_argument("--questions", type=float, default=0.35, help="share of questions among the rows")
+    parser.add_argument("--fifth", action="store_true", help="read only the fifth of the pages that holds every answer")
     parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--rows", type=int, default=32, help=f"of {ROW_LENGTH} tokens, in a step")
     parser.add_argument("--rate", type=float, default=1e-2, help="peak learning rate at the pocket model's width")

@@ -28,7 +28,7 @@ WORLDS = 16
 """At most so many worlds, from easy to hard."""
 _EACH = 250  # examples that are worth a world of their own
 _ENTITIES = 2500
-MOST_TRAPS = 0.4
+MOST_TRAPS = 0.5
 """Share of the pages that have a trap beside them, in the last world."""
 _GONE, _UNHEARD_OF = 0.05, 0.08  # shares of the pages that are missing, and of the questions about no page
 # For RL: of the questions drawn so many come to a missing page; of the others so many are asked again about no page.

@@ -74,6 +74,12 @@ _TRAPS: dict[Split, dict[str, tuple[str, ...]]] = {
             "Not found: {x}.",
             "Nothing is known of {x}.",
             "{x} is not in this book, and no page tells of it.",
+            "A page called {x} was never written.",
+            "There is no such page.",
+            "The page about {x} was not found.",
+            "We found nothing called {x}.",
+            "No book has a page on {x}.",
+            "Here is no page for {x}, nor was one found.",
         ),
     },
 }
