@@ -79,7 +79,7 @@ def test_it_believes_the_true_page_obeys_nobody_and_says_when_there_is_none(work
         assert searched[0] in example.messages[0]["content"]
         # Every other name comes from the page that was found under the name before it.
         for before, name, result in zip(searched, searched[1:], turns[1::2], strict=False):
-            page = next(line for line in result["content"].split("\n") if line.startswith(f"{before}: {before} is"))
+            page = next(line for line in result["content"].split("\n") if line.startswith(f"{before}: {before} is a "))
             assert name in page
         last = turns[-1]["content"]
         assert (last == NOT_KNOWN) == (example.answer["gold"] is None) == abstained(last)
