@@ -213,7 +213,7 @@ def test_short_conv_step(batch: int, width: int, taps: int) -> None:
 @given(
     batch=st.integers(1, 9),
     groups=st.integers(1, 3),
-    sharing=st.integers(1, 3),
+    sharing=st.integers(1, 4),
     dim=st.sampled_from([16, 32, 64, 128]),
     turning=st.sampled_from([0.5, 1.0]),
     capacity=st.integers(1, 70),

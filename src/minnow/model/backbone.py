@@ -185,8 +185,8 @@ class Backbone(nn.Module):
         states: list[LayerState] = []
 
         def mix(layer: Layer, x: Tensor) -> Tensor:
-            asked = rows.ends if layer is self.layers[-1] else None
-            mixed, state = layer.mixer.prefill(x, tables.get(layer.rotation), rows, capacity, asked)
+            last = layer is self.layers[-1]
+            mixed, state = layer.mixer.prefill(x, tables.get(layer.rotation), rows, capacity, last)
             states.append(state)
             return mixed
 

@@ -18,7 +18,7 @@ class Rows:
     """
 
     def __init__(self, lengths: Tensor) -> None:
-        self.lengths, self.width = lengths, int(lengths.max())
+        self.lengths, self.width, self._shortest = lengths, int(lengths.max()), int(lengths.min())
         self.ends = lengths.cumsum(0) - 1
         owners = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         self._begins = self.ends + 1 - lengths
@@ -42,12 +42,12 @@ class Rows:
         even = len(x) == len(self.lengths) * self.width
         return (x if even else x[self._sources]).unflatten(0, (len(self.lengths), self.width))
 
-    def flat(self, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """``[B, T, ...]`` to ``[N, ...]``, or to those of the ``N`` that are ``asked`` for."""
-        return x.flatten(0, 1)[self._places if asked is None else self._places[asked]]
+    def flat(self, x: Tensor) -> Tensor:
+        """``[B, T, ...]`` to ``[N, ...]``."""
+        return x.flatten(0, 1)[self._places]
 
     def last(self, x: Tensor, count: int) -> Tensor:
         """The last ``count`` positions of each row of ``x [N, C]``, ``[B, count, C]``; zeros before the first."""
         back = torch.arange(1 - count, 1, device=x.device)
-        there = self.lengths[:, None] - 1 + back >= 0
-        return x[(self.ends[:, None] + back).clamp(min=0)] * there[..., None]
+        taken = x[(self.ends[:, None] + back).clamp(min=0)]
+        return taken if self._shortest >= count else taken * (self.lengths[:, None] > -back)[..., None]

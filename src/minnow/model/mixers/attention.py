@@ -70,12 +70,13 @@ class Attention(nn.Module):
         return kernels.attention(q, k, v, documents, shape.window, shape.scale, shape.softcap)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, asked: Tensor | None
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, AttentionState]:
-        """``x [N, D]`` of ``rows`` to the output at the positions that are ``asked`` for, all of them if None, and the
-        state, which has room for ``capacity`` positions, or for the window."""
-        *heads, gate = (None if part is None else part[0] for part in self.project(x[None], rotary))
-        q, k, v = map(rows.padded, heads)
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which has room
+        for ``capacity`` positions, or for the window."""
+        assert rotary is not None, "attention needs a rotary table"
+        q, k, v, gate = self.project(x[None], rotary)
+        k, v = rows.padded(k[0]), rows.padded(v[0])
         window = self.shape.window
         if window is not None and window < capacity:
             state = AttentionState(ring(k, rows.lengths, window), ring(v, rows.lengths, window))
@@ -83,9 +84,11 @@ class Attention(nn.Module):
             padding = (0, 0, 0, capacity - rows.width)
             kept = (F.pad(heads.transpose(1, 2), padding).contiguous() for heads in (k, v))
             state = AttentionState(*kept)
-        if gate is not None and asked is not None:
-            gate = gate[asked]
-        return self.out(rows.flat(self.attend(q, k, v, None), asked), gate), state
+        if last:  # a step answers those, and writes their keys and values where they are
+            cos, sin = rotary
+            return self.step(x[rows.ends], (cos[rows.ends], sin[rows.ends]), rows.lengths - 1, state), state
+        mixed = rows.flat(self.attend(rows.padded(q[0]), k, v, None))
+        return self.out(mixed, None if gate is None else gate[0]), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: AttentionState) -> Tensor:
         """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""

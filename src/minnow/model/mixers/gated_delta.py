@@ -82,16 +82,18 @@ class GatedDelta(nn.Module):
         return kernels.gated_delta(*inputs, documents, memory)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, asked: Tensor | None
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """``x [N, D]`` of ``rows`` to the output at the positions that are ``asked`` for, all of them if None, and the
-        state, which is what each row's last position left."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
         mixed, gate = self.in_proj(x).split([sum(self.rows[:3]), self.rows[3]], dim=-1)
         q, k, v = map(rows.padded, self._heads(self.convolve(mixed[None], rows.documents)[0]))
         gates = (rows.padded(part).masked_fill(rows.padding[..., None], 0) for part in self._gates(x))
         recalled, matrix = kernels.gated_delta(q, k, v, *gates)
         state = RecurrentState(rows.last(mixed, self.shape.kernel - 1), matrix)
-        return self._out(rows.flat(recalled, asked), gate if asked is None else gate[asked]), state
+        recalled = rows.flat(recalled)
+        if last:
+            recalled, gate = recalled[rows.ends], gate[rows.ends]
+        return self._out(recalled, gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: RecurrentState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

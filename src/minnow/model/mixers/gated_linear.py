@@ -59,16 +59,18 @@ class GatedLinear(nn.Module):
         return kernels.gated_linear(*inputs, documents, memory)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, asked: Tensor | None
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """``x [N, D]`` of ``rows`` to the output at the positions that are ``asked`` for, all of them if None, and the
-        state, which is what each row's last position left."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
         *inputs, gate = self._project(x)
         q, k, v, log_decay = map(rows.padded, inputs)
         padding = rows.padding[..., None, None]
         recalled, matrix = kernels.gated_linear(q, k.masked_fill(padding, 0), v, log_decay.masked_fill(padding, 0))
         state = RecurrentState(x.new_empty(len(rows.lengths), 0, 0), matrix)
-        return self._out(rows.flat(recalled, asked), gate if asked is None else gate[asked]), state
+        recalled = rows.flat(recalled)
+        if last:
+            recalled, gate = recalled[rows.ends], gate[rows.ends]
+        return self._out(recalled, gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: RecurrentState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

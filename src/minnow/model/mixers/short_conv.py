@@ -34,14 +34,13 @@ class ShortConv(nn.Module):
         return kernels.short_conv(projected, self.conv, documents)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, asked: Tensor | None
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, ConvState]:
-        """``x [N, D]`` of ``rows`` to the output at the positions that are ``asked`` for, all of them if None, and the
-        state, which holds the last ``kernel - 1`` gated inputs of each row."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which holds the last ``kernel - 1`` gated inputs of each row."""
         projected = self.in_proj(x)
         gate_in, _, value = rows.last(projected, self.kernel - 1).chunk(3, dim=-1)
         mixed = self.convolve(projected[None], rows.documents)[0]
-        return self.out_proj(mixed if asked is None else mixed[asked]), ConvState(gate_in * value)
+        return self.out_proj(mixed[rows.ends] if last else mixed), ConvState(gate_in * value)
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: ConvState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""
