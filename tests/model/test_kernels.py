@@ -110,12 +110,27 @@ def test_packed_linear_maps(rows: int, inputs: int, outputs: int, tiles: bool) -
 
 
 @needs_library
+@shapes
+@given(rows=st.integers(1, 130), inputs=st.integers(1, 160), outputs=st.integers(1, 200))
+def test_packed_linear_maps_in_single_precision(rows: int, inputs: int, outputs: int) -> None:
+    x, weight = draw(rows, inputs).float(), draw(outputs, inputs, seed=1).float()
+    packed = kernels.pack(weight)
+    if packed is None:
+        pytest.skip("this processor has no vectors of sixteen numbers")
+    with torch.no_grad():
+        result, logits = kernels.linear(x, weight, packed), kernels.logits(x, weight, packed=packed)
+    close(result, x.double() @ weight.double().T, 1e-5, "linear")
+    assert result.dtype == torch.float32 and torch.equal(logits, result)
+
+
+@needs_library
 @pytest.mark.parametrize("tiles", [False, True])
-def test_packed_linear_maps_do_not_depend_on_the_thread_count(tiles: bool) -> None:
-    x, weight = draw(83, 416), draw(700, 416, seed=1)
+@pytest.mark.parametrize("dtype", build.DTYPES)
+def test_packed_linear_maps_do_not_depend_on_the_thread_count(dtype: torch.dtype, tiles: bool) -> None:
+    x, weight = draw(83, 416).to(dtype), draw(700, 416, seed=1).to(dtype)
     packed, before = kernels.pack(weight), torch.get_num_threads()
     if packed is None:
-        pytest.skip("this processor does not multiply pairs of bfloat16")
+        pytest.skip("this processor has no instructions for it")
     results = []
     try:
         for threads in (1, 2):
@@ -162,7 +177,7 @@ def test_many_rows_are_torchs_where_it_multiplies_tiles(monkeypatch: pytest.Monk
 def test_packed_weights_stand_aside_where_a_gradient_is_wanted() -> None:
     x, weight = draw(3, 8).requires_grad_(), draw(5, 8, seed=1)
     assert kernels.linear(x, weight, kernels.pack(weight)).grad_fn is not None
-    assert kernels.pack(weight.float()) is None
+    assert kernels.pack(weight.double()) is None
 
 
 @needs_library
@@ -198,7 +213,7 @@ def test_short_conv_step(batch: int, width: int, taps: int) -> None:
 @given(
     batch=st.integers(1, 9),
     groups=st.integers(1, 3),
-    sharing=st.integers(1, 3),
+    sharing=st.integers(1, 4),
     dim=st.sampled_from([16, 32, 64, 128]),
     turning=st.sampled_from([0.5, 1.0]),
     capacity=st.integers(1, 70),

@@ -20,6 +20,7 @@ from minnow.model.linear import Linear
 from minnow.model.mixers import GatedDelta, GatedLinear, build_mixer
 from minnow.model.norms import multiplier
 from minnow.model.rotary import RotaryTable, rotary_table
+from minnow.model.rows import Rows
 from minnow.model.state import DecodeState, LayerState
 
 
@@ -135,21 +136,19 @@ class Backbone(nn.Module):
         """What a mixer or feed-forward hands to the residual stream."""
         return update if norm is None else self._norm(update, norm)
 
-    def through(
-        self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor], places: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def through(self, tokens: Tensor, mix: Callable[[Layer, Tensor], Tensor], asked: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, ``mix`` being what a layer's mixer makes of its input.
 
         Args:
-            places: rows and positions ``[N]`` that alone are asked for; the result is then ``[N, D]``.
+            asked: those of ``tokens [N]`` that alone are asked for; they are all that ``mix`` gives for the last layer.
         """
         stream = self._embed(tokens)
         update: Tensor | None = None
         for layer in self.layers:
             stream, normed = self._enter(stream, update, layer.mixer_norm)
             mixed = mix(layer, normed)
-            if places is not None and layer is self.layers[-1]:  # no later layer asks what it makes of the others
-                mixed, stream = mixed[places], stream[places]
+            if asked is not None and layer is self.layers[-1]:  # no later layer asks what it makes of the others
+                stream = stream[asked]
             stream, normed = self._enter(stream, self._leave(mixed, layer.mixer_out_norm), layer.feed_forward_norm)
             update = self._leave(layer.feed_forward(normed), layer.feed_forward_out_norm)
         return self._enter(stream, update, self.final_norm)[1]
@@ -181,16 +180,17 @@ class Backbone(nn.Module):
         Returns:
             Hidden state at each row's last id ``[B, D]``, and the decode state.
         """
-        tables = self.rotary(torch.arange(tokens.shape[1], device=tokens.device))
+        rows = Rows(lengths)
+        tables = self.rotary(rows.positions)
         states: list[LayerState] = []
 
         def mix(layer: Layer, x: Tensor) -> Tensor:
-            mixed, state = layer.mixer.prefill(x, tables.get(layer.rotation), lengths, capacity)
+            last = layer is self.layers[-1]
+            mixed, state = layer.mixer.prefill(x, tables.get(layer.rotation), rows, capacity, last)
             states.append(state)
             return mixed
 
-        last = torch.arange(len(tokens), device=tokens.device), lengths - 1
-        return self.through(tokens, mix, last), DecodeState(states, lengths.clone())
+        return self.through(rows.flat(tokens), mix, rows.ends), DecodeState(states, lengths.clone())
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:

@@ -106,13 +106,6 @@ class DecodeState:
         self.lengths = self.lengths.index_copy(0, rows, saved.lengths)
 
 
-def last_inputs(inputs: Tensor, lengths: Tensor, count: int) -> Tensor:
-    """The last ``count`` of each row's valid positions of ``inputs [B, T, C]``, zeros before the first."""
-    index = lengths[:, None] + torch.arange(-count, 0, device=inputs.device)
-    taken = inputs.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, inputs.shape[-1]))
-    return taken * (index >= 0)[..., None]
-
-
 def ring(heads: Tensor, lengths: Tensor, window: int) -> Tensor:
     """The last ``window`` valid positions of ``heads [B, T, G, h]``, each at its position modulo ``window``.
 

@@ -199,7 +199,7 @@ def pack(weight: Tensor) -> Tensor | None:
 def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     """``x [..., K]`` times ``weight [N, K]``; faster where ``weight`` was packed, if no gradient is wanted."""
     if packed is not None and x.dtype == weight.dtype and not torch.is_grad_enabled():
-        return decoding.linear(x, packed, len(weight), torch.bfloat16)
+        return decoding.linear(x, packed, len(weight), x.dtype)
     return products.linear(x, weight) if fusable(x, weight) and products.suits(x, weight) else F.linear(x, weight)
 
 

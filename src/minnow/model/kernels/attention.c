@@ -1,6 +1,6 @@
 /* Causal grouped-query attention inside documents, forward and backward; results are independent of the number of
  * threads. */
-#include "pairs.h"
+#include "packed.h"
 
 #define QUERIES 32 /* query rows handled together */
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ SMALL = 1 << 15
 """Elements below which a second thread costs more than it brings."""
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "delta.c", "decode.c", "products.c", "attention.c")]
-HEADERS = [Path(__file__).with_name(name) for name in ("common.h", "pairs.h", "tiles.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("common.h", "packed.h", "tiles.h")]
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -55,8 +56,11 @@ _SIGNATURES = {
 }
 _PACKED_SIGNATURES = {
     "pack": "llpp",
-    "pack_down": "llpp",
     "linear_packed": "lllpppp",
+}
+"""Only where the processor has what products of packed weights are written for."""
+_PAIRED_SIGNATURES = {
+    "pack_down": "llpp",
     "outer_packed": "lllpppp",
     "attention_pairs_forward": "llllllfplplplpppp",
     "attention_pairs_backward": "llllllfplplplpppppppp",
@@ -86,7 +90,10 @@ def load(dtype: torch.dtype) -> Loaded:
         library, compiler = _sources(dtype, openmp is not None).load()
     except NotCompiled as error:
         return Loaded(None, f"pure torch: {error}")
-    for name, codes in (_SIGNATURES | (_PACKED_SIGNATURES if library.can_pack() else {})).items():
+    packing = bool(library.can_pack())
+    pairing = packing and dtype == torch.bfloat16
+    some = (_SIGNATURES, _PACKED_SIGNATURES if packing else {}, _PAIRED_SIGNATURES if pairing else {})
+    for name, codes in itertools.chain.from_iterable(each.items() for each in some):
         function = getattr(library, name)
         function.argtypes = [ctypes.c_int, *(_CODES[code] for code in codes)]
         function.restype = None
@@ -94,7 +101,7 @@ def load(dtype: torch.dtype) -> Loaded:
     library.document_starts.argtypes = [_LONG, _LONG, _POINTER, _POINTER]
     library.document_starts.restype = None
     sizes = ["short_conv_blocks", "attention_scratch", "short_conv_scratch", "conv_silu_scratch", "delta_scratch"]
-    sizes += ["attention_step_scratch", *(["attention_pairs_scratch"] if library.can_pack() else [])]
+    sizes += ["attention_step_scratch", *(["attention_pairs_scratch"] if pairing else [])]
     for name in sizes:
         function = getattr(library, name)
         function.argtypes = [_LONG] if name.startswith(("short_conv_scratch", "conv_silu")) else [_LONG, _LONG]

@@ -52,6 +52,10 @@ INLINE number narrow(float value) {
 #endif
 #endif
 
+#if defined(PAIRS) || (defined(SINGLE) && defined(__AVX512F__))
+#define PACKED /* products with packed operands */
+#endif
+
 /* e^x to about one unit in the last place (polynomial of Cephes' expf), 0 below -87.3, at most e^88; NaN in, NaN out. */
 INLINE float exponential(float x) {
     const float clamped = x > 88.0f ? 88.0f : x;

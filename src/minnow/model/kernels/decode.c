@@ -97,61 +97,120 @@ INLINE __m512 sixteen_sums(const __m512 *x) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
 }
 
-/* scores = scale * query keys' for the positions before `seen`, and up to a multiple of 16 what is no score; the highest.
- * The values are asked for on the way. */
-INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
-                        const number *restrict values, float *restrict scores) {
-    __m512 highest = _mm512_set1_ps(-INFINITY);
-    for (long first = 0; first < seen; first += 16) {
+/* For each of `count` queries, 1, 2 or 4: scores = scale * query keys' for the positions before `seen`, and up to a multiple
+ * of 16 what is no score; the highest. The values are asked for on the way. */
+INLINE void score_heads(const int count, const long dim, long seen, float scale, const float *restrict query,
+                        const number *restrict keys, const number *restrict values, float *restrict scores, long room,
+                        float *restrict highest) {
+    const int some = 16 / count; /* positions at a time */
+    __m512 high = _mm512_set1_ps(-INFINITY);
+    _Alignas(64) float line[16];
+    for (long first = 0; first < seen; first += some) {
         __m512 product[16];
 #pragma GCC unroll 16
-        for (int s = 0; s < 16; s++) {
+        for (int s = 0; s < some; s++) {
             const number *key = keys + at_most(first + s, seen - 1) * dim;
-            product[s] = _mm512_setzero_ps();
 #pragma GCC unroll 4
             for (long i = 0; i < dim; i += 32) __builtin_prefetch(values + (first + s) * dim + i);
+#pragma GCC unroll 4
+            for (int c = 0; c < count; c++) product[c * some + s] = _mm512_setzero_ps();
 #pragma GCC unroll 8
             for (long i = 0; i < dim; i += 16) {
-                product[s] = _mm512_fmadd_ps(_mm512_loadu_ps(query + i), sixteen(key + i), product[s]);
+                const __m512 wide = sixteen(key + i);
+#pragma GCC unroll 4
+                for (int c = 0; c < count; c++) {
+                    __m512 *sum = product + c * some + s;
+                    *sum = _mm512_fmadd_ps(_mm512_loadu_ps(query + c * dim + i), wide, *sum);
+                }
             }
         }
         const __m512 score = _mm512_mul_ps(sixteen_sums(product), _mm512_set1_ps(scale));
-        highest = _mm512_max_ps(highest, score); /* beyond the last position its score comes again */
-        _mm512_storeu_ps(scores + first, score);
+        high = _mm512_max_ps(high, score); /* beyond the last position its score comes again */
+        _mm512_store_ps(line, score);
+#pragma GCC unroll 4
+        for (int c = 0; c < count; c++) memcpy(scores + c * room + first, line + c * some, (size_t)some * sizeof(float));
     }
-    return _mm512_reduce_max_ps(highest);
+    _mm512_store_ps(line, high);
+    for (int c = 0; c < count; c++) {
+        highest[c] = -INFINITY;
+        for (int s = 0; s < some; s++) highest[c] = line[c * some + s] > highest[c] ? line[c * some + s] : highest[c];
+    }
+}
+
+/* For each of `count` rows of scores: out = scores values / total; count * dim is at most 256. */
+INLINE void mix_values(const int count, const long dim, long seen, const float *restrict scores, long room,
+                       const float *restrict total, const number *restrict values, number *restrict out) {
+    __m512 sum[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < count * dim / 16; i++) sum[i] = _mm512_setzero_ps();
+    for (long s = 0; s < seen; s++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < dim / 16; i++) {
+            const __m512 value = sixteen(values + s * dim + 16 * i);
+#pragma GCC unroll 4
+            for (int c = 0; c < count; c++) {
+                __m512 *to = sum + c * (dim / 16) + i;
+                *to = _mm512_fmadd_ps(_mm512_set1_ps(scores[c * room + s]), value, *to);
+            }
+        }
+    }
+    float plain[256];
+#pragma GCC unroll 16
+    for (int i = 0; i < count * dim / 16; i++) _mm512_storeu_ps(plain + 16 * i, sum[i]);
+    for (int c = 0; c < count; c++) {
+        SIMD for (long i = 0; i < dim; i++) out[c * dim + i] = narrow(plain[c * dim + i] / total[c]);
+    }
 }
 #else
-INLINE float score_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
-                        const number *restrict values, float *restrict scores) {
-    float highest = -INFINITY;
-    for (long s = 0; s < seen; s++) {
-        float score = 0.0f;
-        SIMD_SUM(score) for (long i = 0; i < dim; i++) score += query[i] * widen(keys[s * dim + i]);
-        scores[s] = score * scale;
-        highest = scores[s] > highest ? scores[s] : highest;
+INLINE void score_heads(const int count, const long dim, long seen, float scale, const float *restrict query,
+                        const number *restrict keys, const number *restrict values, float *restrict scores, long room,
+                        float *restrict highest) {
+    for (int c = 0; c < count; c++) {
+        highest[c] = -INFINITY;
+        for (long s = 0; s < seen; s++) {
+            float score = 0.0f;
+            SIMD_SUM(score) for (long i = 0; i < dim; i++) score += query[c * dim + i] * widen(keys[s * dim + i]);
+            scores[c * room + s] = score * scale;
+            highest[c] = scores[c * room + s] > highest[c] ? scores[c * room + s] : highest[c];
+        }
     }
-    return highest;
+}
+
+INLINE void mix_values(const int count, const long dim, long seen, const float *restrict scores, long room,
+                       const float *restrict total, const number *restrict values, number *restrict out) {
+    for (int c = 0; c < count; c++) {
+        float sum[128] = {0};
+        for (long s = 0; s < seen; s++) {
+            const float weight = scores[c * room + s];
+            SIMD for (long i = 0; i < dim; i++) sum[i] += weight * widen(values[s * dim + i]);
+        }
+        SIMD for (long i = 0; i < dim; i++) out[c * dim + i] = narrow(sum[i] / total[c]);
+    }
 }
 #endif
 
-/* out = softmax(scale * query keys') values over `seen` positions; `dim`, at most 128, is a constant after inlining. */
-INLINE void attend_head(const long dim, long seen, float scale, const float *restrict query, const number *restrict keys,
-                        const number *restrict values, float *restrict scores, number *restrict out) {
-    const float highest = score_head(dim, seen, scale, query, keys, values, scores);
-    float total = 0.0f, sum[128] = {0};
-    SIMD_SUM(total) for (long s = 0; s < seen; s++) {
-        scores[s] = exponential(scores[s] - highest);
-        total += scores[s];
+/* out = softmax(scale * query keys') values over `seen` positions for `count` queries [count, dim], which share the keys and
+ * values that are read; `count` and `dim`, at most 128, are constants after inlining. scores: [count, room]. */
+INLINE void attend_heads(const int count, const long dim, long seen, float scale, const float *restrict query,
+                         const number *restrict keys, const number *restrict values, float *restrict scores, long room,
+                         number *restrict out) {
+    float highest[4], total[4];
+    score_heads(count, dim, seen, scale, query, keys, values, scores, room, highest);
+    for (int c = 0; c < count; c++) {
+        float *restrict row = scores + c * room, sum = 0.0f;
+        SIMD_SUM(sum) for (long s = 0; s < seen; s++) {
+            row[s] = exponential(row[s] - highest[c]);
+            sum += row[s];
+        }
+        total[c] = sum;
     }
-    for (long s = 0; s < seen; s++) {
-        const float weight = scores[s];
-        SIMD for (long i = 0; i < dim; i++) sum[i] += weight * widen(values[s * dim + i]);
-    }
-    SIMD for (long i = 0; i < dim; i++) out[i] = narrow(sum[i] / total);
+    mix_values(count, dim, seen, scores, room, total, values, out);
 }
 
-long attention_step_scratch(long dim, long capacity) { return dim + round_up(capacity, 16); } /* floats per thread */
+#define AT_ONCE 4 /* queries of a group that are answered together, at most */
+
+/* Floats per thread. */
+long attention_step_scratch(long dim, long capacity) { return AT_ONCE * (dim + round_up(capacity, 16)); }
 
 /* qkv: rows of `stride` elements that begin with heads * dim queries, groups * dim keys and as many values.
  * lengths: positions that a row holds already; its key and value go to length % capacity of keys, values
@@ -164,7 +223,8 @@ void attention_step(int threads, long batch, long heads, long groups, long dim, 
                     float scale, number *restrict keys, number *restrict values, number *restrict out,
                     float *restrict scratch) {
     const Weight q_weight = {q_norm, narrow_q_norm}, k_weight = {k_norm, narrow_k_norm};
-    const long sharing = heads / groups;
+    const long sharing = heads / groups, room = round_up(capacity, 16);
+    const int count = sharing % 4 == 0 && dim < 128 ? 4 : sharing % 2 == 0 ? 2 : 1;
     PARALLEL_FOR for (long task = 0; task < batch * groups; task++) {
         const long row = task / groups, group = task % groups, place = lengths[row] % capacity;
         const long seen = at_most(lengths[row] + 1, capacity);
@@ -172,18 +232,21 @@ void attention_step(int threads, long batch, long heads, long groups, long dim, 
         const float *cosine = cosines + row * turn, *sine = sines + row * turn;
         number *restrict k = keys + task * capacity * dim, *restrict v = values + task * capacity * dim;
         float *restrict query = scratch + THREAD * attention_step_scratch(dim, capacity);
-        float *restrict scores = query + dim;
+        float *restrict scores = query + AT_ONCE * dim;
         turn_head(dim, turn, in + (heads + group) * dim, k_weight, eps, cosine, sine, query);
         for (long i = 0; i < dim; i++) k[place * dim + i] = narrow(query[i]);
         memcpy(v + place * dim, in + (heads + groups + group) * dim, (size_t)dim * sizeof(number));
-        for (long h = group * sharing; h < (group + 1) * sharing; h++) {
-            turn_head(dim, turn, in + h * dim, q_weight, eps, cosine, sine, query);
-            number *to = out + (row * heads + h) * dim;
-            switch (dim) {
-                case 32: attend_head(32, seen, scale, query, k, v, scores, to); break;
-                case 64: attend_head(64, seen, scale, query, k, v, scores, to); break;
-                default: attend_head(128, seen, scale, query, k, v, scores, to);
+        for (long h = group * sharing; h < (group + 1) * sharing; h += count) {
+            for (int c = 0; c < count; c++) {
+                turn_head(dim, turn, in + (h + c) * dim, q_weight, eps, cosine, sine, query + c * dim);
             }
+            number *to = out + (row * heads + h) * dim;
+#define CASE(n, width) \
+    case 256 * n + width: attend_heads(n, width, seen, scale, query, k, v, scores, room, to); break;
+            switch (256 * count + dim) {
+                CASE(1, 32) CASE(1, 64) CASE(1, 128) CASE(2, 32) CASE(2, 64) CASE(2, 128) CASE(4, 32) CASE(4, 64)
+            }
+#undef CASE
         }
     }
 }

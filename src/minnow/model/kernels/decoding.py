@@ -24,7 +24,7 @@ def linear(x: Tensor, packed: Tensor, outputs: int, dtype: torch.dtype) -> Tenso
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype)
     some = 1 if outputs * inputs * max(1, rows // 8) < _SMALL_PRODUCT else torch.get_num_threads()
     narrow, wide = (None, out.data_ptr()) if dtype == torch.float32 else (out.data_ptr(), None)
-    library().linear_packed(some, rows, outputs, inputs, x.data_ptr(), packed.data_ptr(), narrow, wide)
+    library(x.dtype).linear_packed(some, rows, outputs, inputs, x.data_ptr(), packed.data_ptr(), narrow, wide)
     return out
 
 

@@ -16,41 +16,28 @@ int use_tiles(int wanted) { return tiles_on = wanted && syscall(SYS_arch_prctl, 
 int use_tiles(int wanted) { return wanted && tiles_on; }
 #endif
 
-#ifdef PAIRS
-
-#define DEEP 512 /* positions that a weight's gradient sums before it adds to what is in memory */
+#ifdef PACKED
 
 int can_pack(void) { return 1; }
 
-/* weight [outputs, inputs] for products with rows of an even number of inputs. */
-void pack(int threads, long outputs, long inputs, const bf16 *restrict weight, bf16 *restrict packed) {
+/* weight [outputs, inputs] for products with rows of inputs, a multiple of WORD. */
+void pack(int threads, long outputs, long inputs, const number *restrict weight, number *restrict packed) {
     PARALLEL_FOR for (long first = 0; first < round_up(outputs, BLOCK); first += 16) {
         pack_across(at_most(16, outputs - first), inputs, weight + first * inputs, inputs,
-                    packed + first / BLOCK * BLOCK * inputs + first % BLOCK * 2);
-    }
-}
-
-/* x [rows, columns] for sums over its rows; a row of zeros follows an odd number. */
-void pack_down(int threads, long rows, long columns, const bf16 *restrict x, bf16 *restrict packed) {
-    const long pairs = (rows + 1) / 2, some = 8;
-    PARALLEL_FOR for (long first = 0; first < rows; first += some) {
-        for (long begin = 0; begin < columns; begin += BLOCK) {
-            pack_rows(BLOCK, first, at_most(rows, first + some), columns - begin, x + begin, columns,
-                      packed + (begin * pairs + first / 2 * BLOCK) * 2);
-        }
+                    packed + first / BLOCK * BLOCK * inputs + first % BLOCK * WORD);
     }
 }
 
 /* Rows whose inputs stay in the second-level cache while all blocks pass. */
 INLINE long chunk_rows(long inputs, long step, long least) {
-    const long fit = 196608 / (inputs + 1) / step * step;
+    const long fit = 98304 * WORD / (inputs + 1) / step * step;
     return fit > 192 ? 192 : fit > least ? fit : least;
 }
 
-/* out[rows, outputs] = x[rows, inputs] times packed [inputs, outputs], in bfloat16, or in float where `wide` is given
- * instead. The number of inputs is even. */
-void linear_packed(int threads, long rows, long outputs, long inputs, const bf16 *restrict x,
-                   const bf16 *restrict packed, bf16 *restrict out, float *restrict wide) {
+/* out[rows, outputs] = x[rows, inputs] times packed [inputs, outputs], or in float where `wide` is given instead. The
+ * number of inputs is a multiple of WORD. */
+void linear_packed(int threads, long rows, long outputs, long inputs, const number *restrict x,
+                   const number *restrict packed, number *restrict out, float *restrict wide) {
     const long chunk = tiles_on ? chunk_rows(inputs, 32, 64) : chunk_rows(inputs, ROWS, 48);
     const long blocks = (outputs + BLOCK - 1) / BLOCK, chunks = (rows + chunk - 1) / chunk;
     PARALLEL_FOR_UNEVEN for (long task = 0; task < chunks * blocks; task++) {
@@ -68,8 +55,23 @@ void linear_packed(int threads, long rows, long outputs, long inputs, const bf16
 #endif
         for (; row < last; row += ROWS) {
             const long place = row * outputs + begin;
-            product(4, at_most(ROWS, last - row), inputs / 2, x + row * inputs, inputs, 2, packed + begin * inputs,
+            product(4, at_most(ROWS, last - row), inputs / WORD, x + row * inputs, inputs, WORD, packed + begin * inputs,
                     width, wide ? NULL : out + place, wide ? wide + place : NULL, outputs, 0);
+        }
+    }
+}
+
+#ifdef PAIRS
+
+#define DEEP 512 /* positions that a weight's gradient sums before it adds to what is in memory */
+
+/* x [rows, columns] for sums over its rows; a row of zeros follows an odd number. */
+void pack_down(int threads, long rows, long columns, const bf16 *restrict x, bf16 *restrict packed) {
+    const long pairs = (rows + 1) / 2, some = 8;
+    PARALLEL_FOR for (long first = 0; first < rows; first += some) {
+        for (long begin = 0; begin < columns; begin += BLOCK) {
+            pack_rows(BLOCK, first, at_most(rows, first + some), columns - begin, x + begin, columns,
+                      packed + (begin * pairs + first / 2 * BLOCK) * 2);
         }
     }
 }
@@ -107,6 +109,8 @@ void outer_packed(int threads, long count, long outputs, long inputs, const bf16
         }
     }
 }
+
+#endif
 
 #else
 

@@ -1,6 +1,7 @@
 """Products of many rows with a weight, and their gradients, over the compiled library: bfloat16 tensors on the CPU.
 
-Where the processor multiplies pairs of bfloat16 and not whole tiles (AMX): those are torch's, four times as fast.
+Where the processor multiplies pairs of bfloat16 and not whole tiles (AMX): those are torch's, four times as fast. In
+float32 only products with weights that stay packed are here.
 Operands are packed for each product: that reads and writes them once, a hundredth of the product's time from some
 hundred rows on. Results do not depend on the thread count.
 """
@@ -34,13 +35,17 @@ def tiles() -> bool:
 
 
 def can_pack(weight: Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and pairs() and weight.shape[1] % 2 == 0
+    """Whether :func:`pack` takes ``weight``, of a type that the library is there for."""
+    if weight.dtype == torch.float32:
+        return bool(library(weight.dtype).can_pack())
+    return pairs() and weight.shape[1] % 2 == 0
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`linear` takes these and brings something."""
     outputs, inputs = weight.shape
-    return x.numel() >= _FEWEST_ROWS * inputs and outputs % 2 == 0 and can_pack(weight) and not tiles()
+    paired = weight.dtype == torch.bfloat16 and outputs % 2 == 0 and can_pack(weight)
+    return paired and x.numel() >= _FEWEST_ROWS * inputs and not tiles()
 
 
 def workers(multiplications: int) -> int:
@@ -52,11 +57,11 @@ def _blocks(columns: int) -> int:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """``weight [N, K]`` for :func:`multiply` with rows of K; K is even."""
+    """``weight [N, K]`` for products with rows of K; K is even in bfloat16."""
     weight = weight.detach().contiguous()
     outputs, inputs = weight.shape
     packed = weight.new_empty(_blocks(outputs) * inputs)
-    library().pack(workers(64 * weight.numel()), outputs, inputs, weight.data_ptr(), packed.data_ptr())
+    library(weight.dtype).pack(workers(64 * weight.numel()), outputs, inputs, weight.data_ptr(), packed.data_ptr())
     return packed
 
 

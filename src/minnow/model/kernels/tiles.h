@@ -1,11 +1,11 @@
 /* Products of bfloat16 matrices with instructions that multiply tiles of 16 rows by 64 bytes and add in float (AMX).
  *
- * Operands are those of pairs.h: 16 pairs of 16 columns of a packed block are a tile, and so are 32 numbers of 16 rows.
+ * Operands are those of packed.h: 16 pairs of 16 columns of a packed block are a tile, and so are 32 numbers of 16 rows.
  */
 #ifndef MINNOW_TILES_H
 #define MINNOW_TILES_H
 
-#include "pairs.h"
+#include "packed.h"
 
 #ifdef TILES
 

@@ -12,6 +12,7 @@ from minnow.model.config import ModelConfig
 from minnow.model.linear import Linear
 from minnow.model.norms import multiplier
 from minnow.model.rotary import RotaryTable
+from minnow.model.rows import Rows
 from minnow.model.state import AttentionState, ring
 
 
@@ -69,18 +70,25 @@ class Attention(nn.Module):
         return kernels.attention(q, k, v, documents, shape.window, shape.scale, shape.softcap)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, AttentionState]:
-        """As ``forward`` over right-padded rows; the state has room for ``capacity`` positions, or for the window."""
-        q, k, v, gate = self.project(x, rotary)
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which has room
+        for ``capacity`` positions, or for the window."""
+        assert rotary is not None, "attention needs a rotary table"
+        q, k, v, gate = self.project(x[None], rotary)
+        k, v = rows.padded(k[0]), rows.padded(v[0])
         window = self.shape.window
         if window is not None and window < capacity:
-            state = AttentionState(ring(k, lengths, window), ring(v, lengths, window))
+            state = AttentionState(ring(k, rows.lengths, window), ring(v, rows.lengths, window))
         else:
-            padding = (0, 0, 0, capacity - x.shape[1])
+            padding = (0, 0, 0, capacity - rows.width)
             kept = (F.pad(heads.transpose(1, 2), padding).contiguous() for heads in (k, v))
             state = AttentionState(*kept)
-        return self.out(self.attend(q, k, v, None), gate), state
+        if last:  # a step answers those, and writes their keys and values where they are
+            cos, sin = rotary
+            return self.step(x[rows.ends], (cos[rows.ends], sin[rows.ends]), rows.lengths - 1, state), state
+        mixed = rows.flat(self.attend(rows.padded(q[0]), k, v, None))
+        return self.out(mixed, None if gate is None else gate[0]), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: AttentionState) -> Tensor:
         """One position ``x [B, D]`` at ``lengths [B]``; the state gains its key and value."""

@@ -13,7 +13,8 @@ from minnow.model.config import GatedDelta as Shape
 from minnow.model.config import ModelConfig
 from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
-from minnow.model.state import RecurrentState, last_inputs
+from minnow.model.rows import Rows
+from minnow.model.state import RecurrentState
 
 
 class GatedDelta(nn.Module):
@@ -81,17 +82,18 @@ class GatedDelta(nn.Module):
         return kernels.gated_delta(*inputs, documents, memory)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """As ``forward`` over right-padded rows; the state is what each row's last position left."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
         mixed, gate = self.in_proj(x).split([sum(self.rows[:3]), self.rows[3]], dim=-1)
-        q, k, v = self._heads(self.convolve(mixed, None))
-        log_decay, strength = self._gates(x)
-        padding = (torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None]
-        recalled, matrix = kernels.gated_delta(
-            q, k, v, log_decay.masked_fill(padding, 0), strength.masked_fill(padding, 0)
-        )
-        return self._out(recalled, gate), RecurrentState(last_inputs(mixed, lengths, self.shape.kernel - 1), matrix)
+        q, k, v = map(rows.padded, self._heads(self.convolve(mixed[None], rows.documents)[0]))
+        gates = (rows.padded(part).masked_fill(rows.padding[..., None], 0) for part in self._gates(x))
+        recalled, matrix = kernels.gated_delta(q, k, v, *gates)
+        state = RecurrentState(rows.last(mixed, self.shape.kernel - 1), matrix)
+        recalled = rows.flat(recalled)
+        if last:
+            recalled, gate = recalled[rows.ends], gate[rows.ends]
+        return self._out(recalled, gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: RecurrentState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

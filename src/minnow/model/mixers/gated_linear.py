@@ -11,6 +11,7 @@ from minnow.model.config import GatedLinear as Shape
 from minnow.model.config import ModelConfig
 from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
+from minnow.model.rows import Rows
 from minnow.model.state import RecurrentState
 
 
@@ -58,13 +59,18 @@ class GatedLinear(nn.Module):
         return kernels.gated_linear(*inputs, documents, memory)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """As ``forward`` over right-padded rows; the state is what each row's last position left."""
-        q, k, v, log_decay, gate = self._project(x)
-        padding = (torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None, None]
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
+        *inputs, gate = self._project(x)
+        q, k, v, log_decay = map(rows.padded, inputs)
+        padding = rows.padding[..., None, None]
         recalled, matrix = kernels.gated_linear(q, k.masked_fill(padding, 0), v, log_decay.masked_fill(padding, 0))
-        return self._out(recalled, gate), RecurrentState(x.new_empty(len(x), 0, 0), matrix)
+        state = RecurrentState(x.new_empty(len(rows.lengths), 0, 0), matrix)
+        recalled = rows.flat(recalled)
+        if last:
+            recalled, gate = recalled[rows.ends], gate[rows.ends]
+        return self._out(recalled, gate), state
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: RecurrentState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

@@ -10,7 +10,8 @@ from minnow.model.config import ModelConfig
 from minnow.model.config import ShortConv as Shape
 from minnow.model.linear import Linear
 from minnow.model.rotary import RotaryTable
-from minnow.model.state import ConvState, last_inputs
+from minnow.model.rows import Rows
+from minnow.model.state import ConvState
 
 
 class ShortConv(nn.Module):
@@ -33,13 +34,13 @@ class ShortConv(nn.Module):
         return kernels.short_conv(projected, self.conv, documents)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, capacity: int
+        self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, ConvState]:
-        """As ``forward`` over right-padded rows; the state holds the last ``kernel - 1`` gated inputs of each row."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which holds the last ``kernel - 1`` gated inputs of each row."""
         projected = self.in_proj(x)
-        gate_in, _, value = projected.chunk(3, dim=-1)
-        state = ConvState(last_inputs(gate_in * value, lengths, self.kernel - 1))
-        return self.out_proj(self.convolve(projected, None)), state
+        gate_in, _, value = rows.last(projected, self.kernel - 1).chunk(3, dim=-1)
+        mixed = self.convolve(projected[None], rows.documents)[0]
+        return self.out_proj(mixed[rows.ends] if last else mixed), ConvState(gate_in * value)
 
     def step(self, x: Tensor, rotary: RotaryTable | None, lengths: Tensor, state: ConvState) -> Tensor:
         """One position ``x [B, D]``; the state moves on by one."""

@@ -1,16 +1,19 @@
-/* Products of bfloat16 matrices with instructions that multiply pairs and add in float (AVX512-BF16).
+/* Products of matrices by words of four bytes: pairs of bfloat16, multiplied and added up in float by one instruction
+ * (AVX512-BF16), or one float.
  *
- * A tile's rows are read as they are or at any strides; the operand it is wide in is packed before: pairs of the summed
- * dimension side by side for `block` columns at a time, `pairs * 2 * block` elements each, the last block padded with
+ * A tile's rows are read as they are or at any strides; the operand it is wide in is packed before: words of the summed
+ * dimension side by side for `block` columns at a time, `words * WORD * block` numbers each, the last block padded with
  * zeros.
  */
-#ifndef MINNOW_PAIRS_H
-#define MINNOW_PAIRS_H
+#ifndef MINNOW_PACKED_H
+#define MINNOW_PACKED_H
 
 #include "common.h"
 
-#ifdef PAIRS
+#ifdef PACKED
 #include <immintrin.h>
+
+#define WORD ((long)(4 / sizeof(number))) /* numbers in a word */
 
 #define BLOCK 64 /* columns of a tile */
 #define HALF 32  /* columns of a tile for matrices that are no wider */
@@ -18,8 +21,8 @@
 
 /* ---- Packing ---- */
 
-/* to[i][j] = from[j][i] for 16 by 16 pairs; rows of `from` from `filled` on count as zero. */
-INLINE void transpose_pairs(long filled, const bf16 *from, long stride, bf16 *to) {
+/* to[i][j] = from[j][i] for 16 by 16 words; rows of `from` from `filled` on count as zero. */
+INLINE void transpose_words(long filled, const number *from, long stride, number *to) {
     __m512i a[16], b[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) a[i] = i < filled ? _mm512_loadu_si512(from + i * stride) : _mm512_setzero_si512();
@@ -44,22 +47,25 @@ INLINE void transpose_pairs(long filled, const bf16 *from, long stride, bf16 *to
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(to + (i + 0) * 2 * BLOCK, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(to + (i + 4) * 2 * BLOCK, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-        _mm512_storeu_si512(to + (i + 8) * 2 * BLOCK, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-        _mm512_storeu_si512(to + (i + 12) * 2 * BLOCK, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+        _mm512_storeu_si512(to + (i + 0) * WORD * BLOCK, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(to + (i + 4) * WORD * BLOCK, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+        _mm512_storeu_si512(to + (i + 8) * WORD * BLOCK, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        _mm512_storeu_si512(to + (i + 12) * WORD * BLOCK, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
     }
 }
 
-/* Columns, 16 of one block, are the rows of x, those from `filled` on zero; pairs are neighbours in a row of `inputs`,
- * an even number. */
-INLINE void pack_across(long filled, long inputs, const bf16 *x, long stride, bf16 *to) {
-    const long whole = inputs / 32 * 32;
-    for (long k = 0; k < whole; k += 32) transpose_pairs(filled, x + k, stride, to + k * BLOCK);
+/* Columns, 16 of one block, are the rows of x, those from `filled` on zero; words are neighbours in a row of `inputs`, a
+ * multiple of WORD. */
+INLINE void pack_across(long filled, long inputs, const number *x, long stride, number *to) {
+    const long square = 16 * WORD, whole = inputs / square * square;
+    for (long k = 0; k < whole; k += square) transpose_words(filled, x + k, stride, to + k * BLOCK);
     for (long k = whole; k < inputs; k++) {
-        for (long i = 0; i < 16; i++) to[k / 2 * 2 * BLOCK + 2 * i + k % 2] = i < filled ? x[i * stride + k] : 0;
+        number *column = to + k / WORD * WORD * BLOCK + k % WORD;
+        for (long i = 0; i < 16; i++) column[WORD * i] = i < filled ? x[i * stride + k] : 0;
     }
 }
+
+#ifdef PAIRS
 
 /* Two rows of up to 32 columns as pairs; the second is zero where it is not there. */
 INLINE void pack_two_rows(long columns, const bf16 *x, long stride, int second, bf16 *to) {
@@ -83,10 +89,23 @@ INLINE void pack_rows(const long block, long first, long last, long columns, con
     }
 }
 
+#endif
+
 /* ---- Tiles ---- */
 
+#ifdef SINGLE
+INLINE __m512 multiplied(__m512 sum, __m512i w, __m512i x) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum);
+}
+
+/* The first `width` columns of a row of sums, added to what is there if `add`. */
+#else
+INLINE __m512 multiplied(__m512 sum, __m512i w, __m512i x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+
 /* The first `width` columns of a row of sums to bfloat16, or to float, added to what is there if `add`. */
-INLINE void put(const int vectors, const __m512 *sum, long width, bf16 *narrow_to, float *wide_to, int add) {
+#endif
+INLINE void put(const int vectors, const __m512 *sum, long width, number *narrow_to, float *wide_to, int add) {
+#ifndef SINGLE
     if (narrow_to) {
 #pragma GCC unroll 2
         for (int half = 0; half < vectors / 2; half++) {
@@ -95,37 +114,39 @@ INLINE void put(const int vectors, const __m512 *sum, long width, bf16 *narrow_t
             if (left >= 32) _mm512_storeu_si512(narrow_to + 32 * half, both);
             else if (left > 0) _mm512_mask_storeu_epi16(narrow_to + 32 * half, (1u << left) - 1, both);
         }
-    } else {
+        return;
+    }
+#endif
+    float *to = wide_to ? wide_to : (float *)narrow_to;
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) {
-            const long left = width - 16 * j;
-            if (left <= 0) break;
-            const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-            const __m512 old = add ? _mm512_maskz_loadu_ps(mask, wide_to + 16 * j) : _mm512_setzero_ps();
-            _mm512_mask_storeu_ps(wide_to + 16 * j, mask, _mm512_add_ps(old, sum[j]));
-        }
+    for (int j = 0; j < vectors; j++) {
+        const long left = width - 16 * j;
+        if (left <= 0) break;
+        const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        const __m512 old = add ? _mm512_maskz_loadu_ps(mask, to + 16 * j) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(to + 16 * j, mask, _mm512_add_ps(old, sum[j]));
     }
 }
 
-INLINE void product_tile(const int rows, const int vectors, long pairs, const bf16 *a, long a_row, long a_pair,
-                         const bf16 *packed, long width, bf16 *narrow_to, float *wide_to, long stride, int add) {
+INLINE void product_tile(const int rows, const int vectors, long words, const number *a, long a_row, long a_word,
+                         const number *packed, long width, number *narrow_to, float *wide_to, long stride, int add) {
     __m512 sum[ROWS][4];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sum[i][j] = _mm512_setzero_ps();
     }
-    for (long p = 0; p < pairs; p++, a += a_pair, packed += 32 * vectors) {
-        __m512bh w[4];
+    for (long k = 0; k < words; k++, a += a_word, packed += 16 * WORD * vectors) {
+        __m512i w[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) w[j] = (__m512bh)_mm512_loadu_si512(packed + 32 * j);
+        for (int j = 0; j < vectors; j++) w[j] = _mm512_loadu_si512(packed + 16 * WORD * j);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            int32_t pair;
-            memcpy(&pair, a + i * a_row, 4);
-            const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+            int32_t word;
+            memcpy(&word, a + i * a_row, 4);
+            const __m512i x = _mm512_set1_epi32(word);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], w[j], x);
+            for (int j = 0; j < vectors; j++) sum[i][j] = multiplied(sum[i][j], w[j], x);
         }
     }
 #pragma GCC unroll 6
@@ -135,12 +156,12 @@ INLINE void product_tile(const int rows, const int vectors, long pairs, const bf
     }
 }
 
-/* Up to ROWS rows times one block; pair p of row i is at a + i * a_row + p * a_pair. The first `width` columns go to
- * rows of `stride` elements, in bfloat16 or in float, there added to what is there if `add`. */
-INLINE void product(const int vectors, long rows, long pairs, const bf16 *a, long a_row, long a_pair,
-                    const bf16 *packed, long width, bf16 *narrow_to, float *wide_to, long stride, int add) {
+/* Up to ROWS rows times one block; word k of row i is at a + i * a_row + k * a_word. The first `width` columns go to
+ * rows of `stride` elements, as numbers or in float, there added to what is there if `add`. */
+INLINE void product(const int vectors, long rows, long words, const number *a, long a_row, long a_word,
+                    const number *packed, long width, number *narrow_to, float *wide_to, long stride, int add) {
 #define CASE(n) \
-    case n: product_tile(n, vectors, pairs, a, a_row, a_pair, packed, width, narrow_to, wide_to, stride, add); break;
+    case n: product_tile(n, vectors, words, a, a_row, a_word, packed, width, narrow_to, wide_to, stride, add); break;
     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
 }
