@@ -97,13 +97,11 @@ INLINE void pack_rows(const long block, long first, long last, long columns, con
 INLINE __m512 multiplied(__m512 sum, __m512i w, __m512i x) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum);
 }
-
-/* The first `width` columns of a row of sums, added to what is there if `add`. */
 #else
 INLINE __m512 multiplied(__m512 sum, __m512i w, __m512i x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
-
-/* The first `width` columns of a row of sums to bfloat16, or to float, added to what is there if `add`. */
 #endif
+
+/* The first `width` columns of a row of sums as numbers, or to float, there added to what is there if `add`. */
 INLINE void put(const int vectors, const __m512 *sum, long width, number *narrow_to, float *wide_to, int add) {
 #ifndef SINGLE
     if (narrow_to) {
