@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import load_checkpoint, save_checkpoint
 from minnow.model.config import ModelConfig
 from minnow.recipe.schema import ModelSettings
-from minnow.recipe.stages.ladder import Branch, scaled
+from minnow.recipe.stages.ladder import Branch, scaled, train_branch
 from minnow.rollout.scoring import TorchScorer
 from minnow.scaling.knowledge import Facts, read_facts, stored
 from minnow.tasks.encyclopaedia import BLOCK, BLOCK_SIZE, COLOURS, PROFESSIONS
@@ -113,12 +112,8 @@ def train(width: int, exposures: Sequence[int], folder: Path, options: argparse.
         done = folder / f"{run.ratio:g}"
         if (done / "config.json").exists():
             continue
-        trunk, state = folder / "trunk.pt", folder / f"{run.ratio:g}.pt"
-        if not state.exists():
-            part("trunk", run.start, run.start, trunk)
-            with whole_file(state) as temporary:
-                shutil.copyfile(trunk, temporary)
-        trainer = part(f"{run.ratio:g} exposures", run.steps, run.start, state)
+        state = folder / f"{run.ratio:g}.pt"
+        trainer = train_branch(run, f"{run.ratio:g} exposures", state, part)
         save_checkpoint(trainer.model, words, done, trainer.optimizer.averaged())
         write_json(folder / f"{run.ratio:g}.json", {"steps": run.steps, "tokens": trainer.tokens, "rate": rate})
         state.unlink()

@@ -11,8 +11,6 @@ not run again, and an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,11 +25,11 @@ from minnow.cli.models import open_model
 from minnow.data.loader import Loader, Source
 from minnow.data.packing import pack
 from minnow.data.tokenizer import Tokenizer
-from minnow.files import read_json, whole_file, write_json
+from minnow.files import read_json, write_json
 from minnow.model.backbone import Backbone
 from minnow.model.checkpoint import save_checkpoint
 from minnow.recipe.schema import ModelSettings
-from minnow.recipe.stages.ladder import Branch, scaled
+from minnow.recipe.stages.ladder import Branch, scaled, train_branch
 from minnow.tasks.encyclopaedia import Entity, build
 from minnow.tasks.made_world import MadeWorld, make
 from minnow.tasks.questions import RELATIONS, WORDINGS, one_hop
@@ -126,12 +124,8 @@ def train(world: MadeWorld, words: Tokenizer, options: argparse.Namespace) -> It
     for run in branches(options.readings, steps_per_reading):
         done = folder / f"{run.ratio:g}"
         if not (done / "facts.json").exists():
-            trunk, state = folder / "trunk.pt", folder / f"{run.ratio:g}.pt"
-            if not state.exists():
-                part("trunk", run.start, run.start, trunk)
-                with whole_file(state) as temporary:
-                    shutil.copyfile(trunk, temporary)
-            trainer = part(f"{run.ratio:g} readings", run.steps, run.start, state)
+            state = folder / f"{run.ratio:g}.pt"
+            trainer = train_branch(run, f"{run.ratio:g} readings", state, part)
             save_checkpoint(trainer.model, words, done, trainer.optimizer.averaged())
             passes = loader.passes(run.steps * options.rows)
             facts = {
@@ -184,7 +178,7 @@ def main() -> None:
             flush=True,
         )
         if options.json:
-            options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            write_json(options.json, document)
 
 
 if __name__ == "__main__":

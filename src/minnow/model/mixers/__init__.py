@@ -1,6 +1,6 @@
 """What mixes positions in a layer: one module per form, built from its configuration.
 
-A mixer has ``forward(x, rotary, documents)`` for training, ``prefill(x, rotary, lengths, capacity)`` and
+A mixer has ``forward(x, rotary, documents)`` for training, ``prefill(x, rotary, rows, capacity, last)`` and
 ``step(x, rotary, lengths, state)`` for decoding, and ``blocks()`` for optimisers that look at single matrices.
 """
 

@@ -84,7 +84,8 @@ class GatedDelta(nn.Module):
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which
+        is what each row's last position left."""
         mixed, gate = self.in_proj(x).split([sum(self.rows[:3]), self.rows[3]], dim=-1)
         q, k, v = map(rows.padded, self._heads(self.convolve(mixed[None], rows.documents)[0]))
         gates = (rows.padded(part).masked_fill(rows.padding[..., None], 0) for part in self._gates(x))

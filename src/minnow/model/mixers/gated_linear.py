@@ -61,7 +61,8 @@ class GatedLinear(nn.Module):
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, RecurrentState]:
-        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which is what each row's last position left."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which
+        is what each row's last position left."""
         *inputs, gate = self._project(x)
         q, k, v, log_decay = map(rows.padded, inputs)
         padding = rows.padding[..., None, None]

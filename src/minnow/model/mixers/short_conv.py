@@ -36,7 +36,8 @@ class ShortConv(nn.Module):
     def prefill(
         self, x: Tensor, rotary: RotaryTable | None, rows: Rows, capacity: int, last: bool
     ) -> tuple[Tensor, ConvState]:
-        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which holds the last ``kernel - 1`` gated inputs of each row."""
+        """``x [N, D]`` of ``rows`` to the output, of their last positions alone if ``last``, and the state, which
+        holds the last ``kernel - 1`` gated inputs of each row."""
         projected = self.in_proj(x)
         gate_in, _, value = rows.last(projected, self.kernel - 1).chunk(3, dim=-1)
         mixed = self.convolve(projected[None], rows.documents)[0]

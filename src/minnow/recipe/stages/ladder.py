@@ -7,7 +7,7 @@ that decays over those, step for step what a run of its own would be (arXiv 2405
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,22 @@ def branches(ratios: Sequence[float], parameters: int, tokens_per_step: float, d
     return found
 
 
+def train_branch(run: Branch, name: str, state: Path, part: Callable[[str, int, int, Path], Trainer]) -> Trainer:
+    """Train the trunk to where ``run`` leaves it, and the run from there; an interrupted one goes on.
+
+    Args:
+        state: the run's training state, for the caller to remove once the result is kept; ``trunk.pt`` lies beside it.
+        part: trains a part of that name up to so many steps, its rate falling from the second number on, from a state and
+            into it.
+    """
+    if run.start and not state.exists():
+        trunk = state.with_name("trunk.pt")
+        part("trunk", run.start, run.start, trunk)
+        with whole_file(state) as temporary:
+            shutil.copyfile(trunk, temporary)
+    return part(name, run.steps, run.start, state)
+
+
 def scaled(model: ModelSettings, width: int) -> ModelSettings:
     """``model`` at another width: the same layers and head size, feed-forward and heads in proportion."""
     share = width / model.hidden_size
@@ -155,12 +171,7 @@ def ladder(context: StageContext[LadderSettings]) -> dict[str, Any]:
     for run in runs[len(points) :]:
         name = f"branch-{run.steps}"
         state = context.state / f"{name}.pt"
-        if run.start and not state.exists():
-            trunk = context.state / "trunk.pt"
-            part("trunk", run.start, run.start, trunk)
-            with whole_file(state) as temporary:
-                shutil.copyfile(trunk, temporary)
-        trainer = part(name, run.steps, run.start, state)
+        trainer = train_branch(run, name, state, part)
         numbers = held_out_loss(trainer.model, measured, words)
         points.append(
             {
