@@ -97,7 +97,9 @@ def main() -> None:
     budget = read_budget(given.memory, given.params, given.decode, None, given.context)
     journal = Journal(given.out / "journal.jsonl")
     short = ShortTraining(PocketWorld(1).documents(given.documents))
-    train = Train(f"{short.digest}/{SHRINK}", lambda one, tokens: short.loss(one.config(SHRINK), tokens))
+    train = Train(
+        f"{short.digest}/{SHRINK}", lambda ones, tokens: short.losses([one.config(SHRINK) for one in ones], tokens)
+    )
     space = Space(vocab=tuple(given.vocab), widths=tuple(given.widths))
     found = search(space, budget, journal, Measuring(given.threads, given.repeats), given.quality, train, given.tokens)
     searched = time.monotonic() - start
@@ -105,13 +107,17 @@ def main() -> None:
     tokens = found["rungs"][-1]["tokens"] if found["rungs"] else 0
     vocab, kind = best["design"]["vocab"], best["design"]["kind"]
     shapes = {f"winner, {best['name']}": Design(**best["design"]).config()}
-    losses: list[float | None] = [best["loss"]]
+    asked, small = [], []
     for name in LAYOUTS:
         width = nearest_width(PRESETS[name], best["parameters"], vocab)
         shapes[f"{name}'s layout, {width} wide"] = scaled(PRESETS[name], width, vocab)
-        asked = ("layout", name, width, tokens, train.digest)
-        small = replace(scaled(PRESETS[name], width, vocab, SHRINK), family="minnow")
-        losses.append((journal.known(*asked) or journal.keep(short.loss(small, tokens), *asked)) if tokens else None)
+        asked.append(("layout", name, width, tokens, train.digest))
+        small.append(replace(scaled(PRESETS[name], width, vocab, SHRINK), family="minnow"))
+    if tokens:
+        missing = [place for place, key in enumerate(asked) if journal.known(*key) is None]
+        for place, loss in short.losses([small[place] for place in missing], tokens):
+            journal.keep(loss, *asked[missing[place]])
+    losses = [best["loss"], *(journal.known(*key) for key in asked)]
     speeds = time_shapes(
         shapes, [budget.decode_depth], ANSWER, given.repeats, given.threads, kind=kind, positions=budget.context
     )

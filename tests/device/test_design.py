@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,10 @@ def test_the_winner_is_the_best_of_all_by_brute_force(machine: list[str], tmp_pa
     assert total - sum(row["cut"] for row in found["limits"]) == len(feasible) == asked["ttft"]["left"]
 
 
+def one_by_one(loss: Callable[[Design, int], float]) -> Callable[[Sequence[Design], int], Iterator[tuple[int, float]]]:
+    return lambda ones, tokens: ((place, loss(one, tokens)) for place, one in enumerate(ones))
+
+
 def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[str], tmp_path: Path) -> None:
     trained: list[tuple[str, int]] = []
 
@@ -190,7 +196,7 @@ def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[st
         trained.append((one.name, tokens))
         return truth(one)
 
-    train = Train("a text", loss)
+    train = Train("a text", one_by_one(loss))
     resumed = False
     file = tmp_path / "journal.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -209,7 +215,7 @@ def test_training_halves_the_field_and_a_stopped_search_goes_on(machine: list[st
     again = search(SPACE, BUDGET, Journal(file), Measuring(), "train", train, 1000)
     assert again["winner"] == found["winner"] and len(set(trained)) == len(trained)
     count = len(trained)
-    other = search(SPACE, BUDGET, Journal(file), Measuring(), "train", Train("another text", loss), 1000)
+    other = search(SPACE, BUDGET, Journal(file), Measuring(), "train", Train("another text", one_by_one(loss)), 1000)
     assert other["winner"] == found["winner"] and trained[count:] == trained[:count]  # none of its losses is another's
 
 
@@ -242,7 +248,7 @@ def test_a_network_is_trained_once_whatever_its_file_and_vocabulary(tmp_path: Pa
 
     alike = [one, replace(one, kind="Q8_0"), replace(one, vocab=65_536), replace(one, kernel=4)]
     field = [module.Candidate(each, 1.0, 1.0, 1, 0.0) for each in alike]
-    kept, _ = module._halved(field, Journal(tmp_path / "journal.jsonl"), Train("a text", loss), 1000)
+    kept, _ = module._halved(field, Journal(tmp_path / "journal.jsonl"), Train("a text", one_by_one(loss)), 1000)
     assert trained == [one, alike[3]] and [each.loss for each in kept] == [1.0] * 4
 
 
@@ -298,3 +304,32 @@ def test_short_training_tells_a_model_that_learns_from_one_that_cannot() -> None
     assert len({short.digest, ShortTraining(texts[:500], seed=2).digest, ShortTraining(texts[1:]).digest}) == 3
     with pytest.raises(UserError, match="rows of 256 tokens"):
         ShortTraining(["a few words of text, again and again"] * 20)
+
+
+def test_designs_trained_side_by_side_have_the_losses_they_have_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minnow.device import design_quality
+    from minnow.tasks import PocketWorld
+
+    monkeypatch.setattr(design_quality, "usable_cores", lambda: 2)
+    short = design_quality.ShortTraining(PocketWorld(1).documents(500))
+    configs = [Design(128, depth, 1, 1, 256, 4096).config(4) for depth in (4, 2, 3)]
+    together = dict(short.losses(configs, 20_000))
+    assert sorted(together) == [0, 1, 2]
+    assert [together[place] for place in range(3)] == pytest.approx(
+        [short.loss(one, 20_000) for one in configs], rel=1e-5
+    )
+
+
+def test_a_training_process_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minnow.device import design_quality
+    from minnow.tasks import PocketWorld
+
+    monkeypatch.setattr(design_quality, "usable_cores", lambda: 2)
+    short = design_quality.ShortTraining(PocketWorld(1).documents(500))
+    slow, quick = Design(128, 8, 1, 1, 256, 4096).config(4), Design(128, 2, 1, 1, 256, 4096).config(4)
+    losses = short.losses([quick, *[slow] * 4], 40_000)
+    next(losses)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(UserError, match="training process was killed.* goes on after the last finished design"):
+        list(losses)

@@ -126,7 +126,9 @@ def short_training(data: Path | None) -> Train:
     from minnow.device.design_quality import ShortTraining
 
     short = ShortTraining(_documents(data))
-    return Train(f"{short.digest}/{_SHRINK}", lambda one, tokens: short.loss(one.config(_SHRINK), tokens))
+    return Train(
+        f"{short.digest}/{_SHRINK}", lambda ones, tokens: short.losses([one.config(_SHRINK) for one in ones], tokens)
+    )
 
 
 def _documents(data: Path | None) -> Iterator[str]:

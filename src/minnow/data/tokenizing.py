@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import random
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +23,7 @@ from minnow.data.documents import read_records
 from minnow.data.tokenizer import Tokenizer
 from minnow.errors import UserError
 from minnow.progress import track
+from minnow.workers import worker_pool
 
 HELD_OUT_EVERY = 20
 """Of a corpus one document in so many is held out."""
@@ -240,8 +238,7 @@ def _workers(words: Tokenizer, processes: int) -> Iterator[_Ahead]:
     if not processes:
         yield lambda batches, fim: ((batch, _job(words, batch, fim)) for batch in batches)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-    with ProcessPoolExecutor(processes, context, _begin, (words,)) as pool:
+    with worker_pool(processes, _begin, words) as pool:
 
         def ahead(
             batches: Iterable[list[Document]], fim: FillInTheMiddle
@@ -270,19 +267,10 @@ _words: Tokenizer | None = None
 
 
 def _begin(words: Tokenizer) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C, gone when its parent is."""
+    """Set up a worker, of one thread."""
     global _words
     _words = words
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _work(batch: Sequence[Document], fim: FillInTheMiddle) -> Tokenised:

@@ -7,8 +7,8 @@ Every measurement is kept in a journal, so that a search that was stopped goes o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -40,11 +40,11 @@ class Train:
 
     Attributes:
         digest: of all but design and tokens that a loss depends on: the text, its tokens, the seed.
-        loss: of a design after so many tokens.
+        losses: place and loss of each of several designs after so many tokens, as they finish.
     """
 
     digest: str
-    loss: Callable[[Design, int], float]
+    losses: Callable[[Sequence[Design], int], Iterable[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def search(
     """Run the search; what is in the journal is not measured again.
 
     Args:
-        quality: ``train`` asks ``train`` for the loss of nine to eleven candidates at ``tokens`` tokens, of the better half
+        quality: ``train`` asks ``train`` for the losses of nine to eleven candidates at ``tokens`` tokens, of the better half
             at twice that, and so on to four; ``proxy`` ranks by :meth:`Design.prior`; ``none`` by latency and memory.
 
     Returns:
@@ -275,18 +275,32 @@ def _halved(
     rungs: list[dict[str, Any]] = []
     alive = short
     while True:
-        with track(len(alive), f"training on {tokens:,} tokens", "designs") as bar:
-            for one in alive:
-                # Of the network that is trained: neither the file's type nor the design's vocabulary reaches it.
-                asked = ("train", train.digest, asdict(one.design) | {"vocab": 0, "kind": ""}, tokens)
-                known = journal.known(*asked)
-                one.loss = known if known is not None else journal.keep(train.loss(one.design, tokens), *asked)
-                bar.advance(1)
+        losses = _trained([one.design for one in alive], journal, train, tokens)
+        for one in alive:
+            one.loss = losses[one.design]
         alive = sorted(alive, key=lambda one: one.loss)
         rungs.append({"tokens": tokens, "losses": {one.design.name: one.loss for one in alive}})
         if len(alive) <= _FINALISTS:
             return alive, rungs
         alive, tokens = alive[: max(_FINALISTS, len(alive) // 2)], 2 * tokens
+
+
+def _trained(wanted: Sequence[Design], journal: Journal, train: Train, tokens: int) -> dict[Design, float]:
+    """Losses after ``tokens`` tokens. A network is trained once: neither the file's type nor the design's vocabulary
+    reaches it."""
+
+    def asked(one: Design) -> tuple[Any, ...]:
+        return ("train", train.digest, asdict(one) | {"vocab": 0, "kind": ""}, tokens)
+
+    networks: dict[Design, Design] = {}
+    for one in wanted:
+        networks.setdefault(replace(one, vocab=0, kind=""), one)
+    missing = [one for one in networks.values() if journal.known(*asked(one)) is None]
+    with track(len(networks), f"training on {tokens:,} tokens", "designs", done=len(networks) - len(missing)) as bar:
+        for place, loss in train.losses(missing, tokens):
+            journal.keep(loss, *asked(missing[place]))
+            bar.advance(1)
+    return {one: journal.known(*asked(one)) for one in wanted}
 
 
 def _entry(one: Candidate, whole: dict[str, float] | None) -> dict[str, Any]:

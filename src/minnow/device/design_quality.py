@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from minnow.data.packing import pack
 from minnow.data.rows import take
 from minnow.data.tokenizer import train_tokenizer
 from minnow.errors import UserError
+from minnow.machine import usable_cores
 from minnow.model.backbone import Backbone
 from minnow.model.config import ModelConfig
 from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 from minnow.train.precision import choose_threads
+from minnow.workers import worker_pool
 
 _VOCABULARY = 2048
 _LENGTH = 256
@@ -63,6 +67,27 @@ class ShortTraining:
         self.digest = known.hexdigest()[:16]
         choose_threads()
 
+    def losses(self, configs: Sequence[ModelConfig], tokens: int) -> Iterator[tuple[int, float]]:
+        """Place and :meth:`loss` of each, as they finish: as many at a time as there are cores, for in a model this small
+        a second core helps less than a second model.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        processes = min(len(configs), usable_cores())
+        if processes < 2:
+            yield from ((place, self.loss(config, tokens)) for place, config in enumerate(configs))
+            return
+        with worker_pool(processes, _begin, self, processes) as pool:
+            places = {pool.submit(_work, config, tokens): place for place, config in enumerate(configs)}
+            try:
+                yield from ((places[done], done.result()) for done in as_completed(places))
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a training process was killed, perhaps for want of memory; run the same command again: it goes on after "
+                    "the last finished design"
+                ) from error
+
     def loss(self, config: ModelConfig, tokens: int) -> float:
         """Held-out loss in nats per token of ``config`` after ``tokens`` tokens, with this text's vocabulary."""
         model = Backbone(replace(config, vocab_size=self._vocabulary))
@@ -75,3 +100,18 @@ class ShortTraining:
         with torch.no_grad():
             found = next_token(model, self._held_out)
         return float(found.total) / found.weight
+
+
+_short: ShortTraining | None = None
+
+
+def _begin(short: ShortTraining, processes: int) -> None:
+    """Set up a worker."""
+    global _short
+    _short = short
+    choose_threads(processes=processes)
+
+
+def _work(config: ModelConfig, tokens: int) -> float:
+    assert _short is not None
+    return _short.loss(config, tokens)
