@@ -14,7 +14,7 @@ SOURCE = ROOT / "src/minnow"
 
 # docs/architecture.md: a package may import from those in lower layers, and these few in its own.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "files", "machine", "native", "progress"}),
+    frozenset({"errors", "files", "machine", "native", "progress", "workers"}),
     frozenset({"data", "model", "loops"}),
     frozenset({"train", "rollout", "tasks"}),
     frozenset({"posttrain", "evaluate", "scaling", "device", "agent"}),
