@@ -257,8 +257,6 @@ def _workers(words: Tokenizer, processes: int) -> Iterator[_Ahead]:
                     "a tokenising process was killed, perhaps for want of memory; run the same command again, with fewer "
                     "processes: it goes on after the last finished shard"
                 ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
 
         yield ahead
 
