@@ -17,8 +17,8 @@ from typing import Any
 
 from minnow.cli.design import read_budget
 from minnow.cli.output import columns
-from minnow.device.design import Measuring, Train, search
-from minnow.device.design_quality import ShortTraining
+from minnow.device.design import Measuring, search
+from minnow.device.design_quality import SHRINK, ShortTraining
 from minnow.device.design_space import Design, Space
 from minnow.device.journal import Journal
 from minnow.device.timing import time_shapes
@@ -29,7 +29,6 @@ from minnow.model.presets import PRESETS
 from minnow.tasks import PocketWorld
 
 LAYOUTS = ("lfm2-350m", "gemma-3-270m", "qwen3.5-0.8b")
-SHRINK = 4
 ANSWER = 24
 
 
@@ -97,9 +96,7 @@ def main() -> None:
     budget = read_budget(given.memory, given.params, given.decode, None, given.context)
     journal = Journal(given.out / "journal.jsonl")
     short = ShortTraining(PocketWorld(1).documents(given.documents))
-    train = Train(
-        f"{short.digest}/{SHRINK}", lambda ones, tokens: short.losses([one.config(SHRINK) for one in ones], tokens)
-    )
+    train = short.of_designs()
     space = Space(vocab=tuple(given.vocab), widths=tuple(given.widths))
     found = search(space, budget, journal, Measuring(given.threads, given.repeats), given.quality, train, given.tokens)
     searched = time.monotonic() - start

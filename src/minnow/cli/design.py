@@ -23,7 +23,6 @@ from minnow.scaling.charts import Marks, chart
 from minnow.scaling.points import parse_count
 from minnow.tasks import PocketWorld
 
-_SHRINK = 4  # of the widths of what is trained for quality
 _DOCUMENTS = 8000
 _LONGEST = 16_000_000  # characters of a text that are read
 
@@ -125,10 +124,7 @@ def short_training(data: Path | None) -> Train:
     """Trains designs at a quarter of their width on the text of ``data``, or the pocket world's."""
     from minnow.device.design_quality import ShortTraining
 
-    short = ShortTraining(_documents(data))
-    return Train(
-        f"{short.digest}/{_SHRINK}", lambda ones, tokens: short.losses([one.config(_SHRINK) for one in ones], tokens)
-    )
+    return ShortTraining(_documents(data)).of_designs()
 
 
 def _documents(data: Path | None) -> Iterator[str]:

@@ -17,6 +17,7 @@ from minnow.data.loader import Loader
 from minnow.data.packing import pack
 from minnow.data.rows import take
 from minnow.data.tokenizer import train_tokenizer
+from minnow.device.design import Train
 from minnow.errors import UserError
 from minnow.machine import usable_cores
 from minnow.model.backbone import Backbone
@@ -25,6 +26,9 @@ from minnow.train.loop import Trainer, TrainSettings
 from minnow.train.objectives import next_token
 from minnow.train.precision import choose_threads
 from minnow.workers import worker_pool
+
+SHRINK = 4
+"""Of the widths of the designs that are trained."""
 
 _VOCABULARY = 2048
 _LENGTH = 256
@@ -66,6 +70,12 @@ class ShortTraining:
             known.update(part.tobytes())
         self.digest = known.hexdigest()[:16]
         choose_threads()
+
+    def of_designs(self) -> Train:
+        """Trains designs at a quarter of their width."""
+        return Train(
+            f"{self.digest}/{SHRINK}", lambda ones, tokens: self.losses([one.config(SHRINK) for one in ones], tokens)
+        )
 
     def losses(self, configs: Sequence[ModelConfig], tokens: int) -> Iterator[tuple[int, float]]:
         """Place and :meth:`loss` of each, as they finish: as many at a time as there are cores, for in a model this small
